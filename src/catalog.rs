@@ -1,0 +1,1 @@
+//! Roles and databases: what exists is read, what differs is planned, the plan is applied.

@@ -1,0 +1,1 @@
+//! Fetching this compute's spec from a control plane or from the config file.

@@ -1,0 +1,1 @@
+//! The external and the internal HTTP server.

@@ -1,0 +1,1 @@
+//! Composition: builds the parts, starts the producers, awaits the engine.

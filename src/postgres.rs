@@ -1,0 +1,1 @@
+//! The PostgreSQL side: installation, data directory, configuration files, the postmaster.

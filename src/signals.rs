@@ -1,0 +1,1 @@
+//! Signals to events, and orphans to reap as PID 1.

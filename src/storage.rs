@@ -1,0 +1,1 @@
+//! Where the data directory comes from.
