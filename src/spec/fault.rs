@@ -249,7 +249,10 @@ pub fn parse(text: &str, shape: Shape) -> Result<Checked, DocumentError> {
     };
     let (config, spec_path) = if bare {
         let spec: ComputeSpec = decode(text)?;
-        (ComputeConfig { spec: Some(spec), compute_ctl_config: ComputeCtlConfig::default() }, JsonPath::root())
+        (
+            ComputeConfig { spec: Some(spec), compute_ctl_config: ComputeCtlConfig::default() },
+            JsonPath::root(),
+        )
     } else {
         (decode::<ComputeConfig>(text)?, JsonPath::root().key("spec"))
     };
@@ -330,7 +333,8 @@ fn decode_fault(text: &str, path: JsonPath, error: &serde_json::Error) -> Fault 
         let (found, hint) = message.split_once(", expected ").unwrap_or((&message, ""));
         (path, describe(found), hint)
     };
-    let mut expected = form_of(path.field().unwrap_or_default()).map_or_else(|| readable(hint), str::to_owned);
+    let mut expected =
+        form_of(path.field().unwrap_or_default()).map_or_else(|| readable(hint), str::to_owned);
     if found.contains("null") && path.field().is_some_and(|field| DEFAULTED.contains(&field)) {
         expected.push_str(", or nothing at all for the default");
     }

@@ -140,7 +140,11 @@ fn safekeepers(spec: &ComputeSpec) -> Result<Vec<String>, ResolveError> {
     }
     if list.is_empty() {
         let setting = spec.setting("neon.safekeepers").ok_or(ResolveError::NoSafekeepers)?;
-        list = setting.split(',').map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()).collect();
+        list = setting
+            .split(',')
+            .map(|entry| entry.trim().to_owned())
+            .filter(|entry| !entry.is_empty())
+            .collect();
     }
     if list.is_empty() {
         return Err(ResolveError::SafekeepersEmpty);
@@ -173,9 +177,9 @@ impl StorageKind {
     pub fn missing(self) -> Option<&'static str> {
         match self {
             Self::Initdb | Self::Existing => None,
-            Self::Neon => {
-                Some("storage kind `neon` needs base backups from pageservers and safekeeper sync, not built yet")
-            }
+            Self::Neon => Some(
+                "storage kind `neon` needs base backups from pageservers and safekeeper sync, not built yet",
+            ),
             Self::BaseBackup => {
                 Some("storage kind `base_backup` needs a replication client, which is not built yet")
             }

@@ -141,7 +141,8 @@ impl Walk<'_> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "{\n  \"a\": [1, {\"x\\u0079\": \"ü\", \"b\" : [true,\n null]}, \"\\\"]}\"],\n  \"c\": 5\n}";
+    const TEXT: &str =
+        "{\n  \"a\": [1, {\"x\\u0079\": \"ü\", \"b\" : [true,\n null]}, \"\\\"]}\"],\n  \"c\": 5\n}";
 
     fn at(path: JsonPath) -> (usize, usize) {
         let position = locate(TEXT, &path).unwrap();
@@ -179,7 +180,19 @@ mod tests {
                 locate(text, &path);
             }
         }
-        for text in ["", "{", "{\"", "{\"a", "{\"a\\", "{\"a\":[", "{\"a\":[1", "[[[[", "]]", "{\"a\":[}]}", "{\"a\" \"b\"}"] {
+        for text in [
+            "",
+            "{",
+            "{\"",
+            "{\"a",
+            "{\"a\\",
+            "{\"a\":[",
+            "{\"a\":[1",
+            "[[[[",
+            "]]",
+            "{\"a\":[}]}",
+            "{\"a\" \"b\"}",
+        ] {
             locate(text, &path);
         }
         assert_eq!(locate("", &path), None);

@@ -33,7 +33,11 @@ pub(super) fn examine_ctl(config: &ComputeCtlConfig) -> Vec<Fault> {
     let root = JsonPath::root().key("compute_ctl_config");
     let keys = root.key("jwks").key("keys");
     if config.jwks.keys.is_empty() {
-        examination.note(keys.clone(), "no key, so that no token is ever accepted", "at least one public key");
+        examination.note(
+            keys.clone(),
+            "no key, so that no token is ever accepted",
+            "at least one public key",
+        );
     }
     for (index, key) in config.jwks.keys.iter().enumerate() {
         let verifies = match &key.algorithm {
@@ -47,7 +51,8 @@ pub(super) fn examine_ctl(config: &ComputeCtlConfig) -> Vec<Fault> {
             _ => false,
         };
         if !verifies {
-            let expected = "`kty` OKP with `crv` Ed25519, `x` and `alg` EdDSA, or RSA with `n`, `e` and `alg` RS256";
+            let expected =
+                "`kty` OKP with `crv` Ed25519, `x` and `alg` EdDSA, or RSA with `n`, `e` and `alg` RS256";
             examination.note(keys.index(index), "a key which never verifies a token", expected);
         }
     }
@@ -167,7 +172,11 @@ impl Examination {
         }
         if spec.reconfigure_concurrency == 0 {
             let path = root.key("reconfigure_concurrency");
-            self.fault(path, "0, with which a reconfiguration would wait for ever", "an integer from 1 upwards");
+            self.fault(
+                path,
+                "0, with which a reconfiguration would wait for ever",
+                "an integer from 1 upwards",
+            );
         }
     }
 
@@ -176,7 +185,9 @@ impl Examination {
             self.shards(info, &root.key("pageserver_connection_info"));
         }
         let legacy = match &spec.pageserver_connstring {
-            Some(list) => Some((list.as_str(), root.key("pageserver_connstring"), spec.shard_stripe_size.is_some())),
+            Some(list) => {
+                Some((list.as_str(), root.key("pageserver_connstring"), spec.shard_stripe_size.is_some()))
+            }
             None => spec.setting("neon.pageserver_connstring").map(|list| {
                 let striped = spec.setting("neon.stripe_size").is_some();
                 (list, setting_path(spec, root, "neon.pageserver_connstring"), striped)
@@ -307,11 +318,16 @@ impl Examination {
     fn sql_options(&mut self, options: Option<&[GenericOption]>, root: &JsonPath) {
         for (index, option) in options.unwrap_or_default().iter().enumerate() {
             let path = root.index(index);
-            let words = option.name.split(' ').all(|word| {
-                !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-            });
+            let words = option
+                .name
+                .split(' ')
+                .all(|word| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
             if !words {
-                self.fault(path.key("name"), "no option", "words of letters, digits and `_`, such as `LC_COLLATE`");
+                self.fault(
+                    path.key("name"),
+                    "no option",
+                    "words of letters, digits and `_`, such as `LC_COLLATE`",
+                );
             }
             let Some(value) = &option.value else { continue };
             if option.vartype == "string" {
@@ -319,7 +335,8 @@ impl Examination {
                     self.fault(path.key("value"), "text with NUL", "text without NUL");
                 }
             } else if !is_raw_sql(value) {
-                let expected = "a number, a name, a quoted text or a list of such; `vartype` `string` for other text";
+                let expected =
+                    "a number, a name, a quoted text or a list of such; `vartype` `string` for other text";
                 self.form(path.key("value"), value, "a value which cannot stand unquoted", expected);
             }
         }
@@ -342,7 +359,8 @@ impl Examination {
         if value.contains(['\n', '\r', '\0']) {
             self.fault(path.key("value"), "a value with a line break or NUL", "a value on one line");
         } else if setting.vartype != "string" && !is_raw_setting(value) {
-            let expected = "a number with an optional unit, a word or a quoted text; `vartype` `string` for other text";
+            let expected =
+                "a number with an optional unit, a word or a quoted text; `vartype` `string` for other text";
             self.form(path.key("value"), value, "a value which cannot stand unquoted", expected);
         }
     }
@@ -362,7 +380,9 @@ impl Examination {
             self.name(path.key("name"), &delta.name);
             match &delta.new_name {
                 Some(new_name) if rename => self.name(path.key("new_name"), new_name),
-                None if rename => self.fault(path.key("new_name"), "missing", "the new name, as this renames"),
+                None if rename => {
+                    self.fault(path.key("new_name"), "missing", "the new name, as this renames")
+                }
                 _ => {}
             }
         }
@@ -381,7 +401,9 @@ impl Examination {
             }
             self.one_line(path, value);
         }
-        for (index, keys) in spec.local_proxy_config.iter().flat_map(|proxy| &proxy.jwks).flatten().enumerate() {
+        for (index, keys) in
+            spec.local_proxy_config.iter().flat_map(|proxy| &proxy.jwks).flatten().enumerate()
+        {
             for (role, name) in keys.role_names.iter().enumerate() {
                 let path = root.key("local_proxy_config").key("jwks").index(index);
                 self.name(path.key("role_names").index(role), name);
@@ -449,7 +471,9 @@ fn is_raw_sql(value: &str) -> bool {
             });
         word || is_quoted(item, '"') || is_quoted(item, '\'')
     };
-    value.split(',').all(|part| item(part.trim_matches(' '))) || is_quoted(value, '"') || is_quoted(value, '\'')
+    value.split(',').all(|part| item(part.trim_matches(' ')))
+        || is_quoted(value, '"')
+        || is_quoted(value, '\'')
 }
 
 /// What may stand unquoted in `postgresql.conf`: a number with an optional unit, a word, or a quoted text.

@@ -98,7 +98,8 @@ fn decoding_is_as_strict_as_the_format() {
         ("swap_size_bytes", json!(1.5), "swap_size_bytes"),
     ];
     for (field, value, path) in bad {
-        let text = json!({"spec": spec(json!({ field: value })), "compute_ctl_config": {"jwks": {"keys": []}}});
+        let text =
+            json!({"spec": spec(json!({ field: value })), "compute_ctl_config": {"jwks": {"keys": []}}});
         assert_eq!(decode_error(&text.to_string()).path.to_string(), format!("spec.{path}"));
     }
     let twice = "{\"spec\": null, \"spec\": null, \"compute_ctl_config\": {\"jwks\": {\"keys\": []}}}";
@@ -166,14 +167,17 @@ fn passwords_are_verifiers() {
     finds(role("6B1D16B78004BBD51FA06AF9EDA75972"), at, "neither");
     finds(role("secret"), at, "neither");
     finds(role(""), at, "neither");
-    for bad in ["SCRAM-SHA-256", "SCRAM-SHA-256$1:a$b:c'; DROP", "SCRAM-SHA-256$x:a$b:c", "SCRAM-SHA-256$1:$b:c"] {
+    for bad in
+        ["SCRAM-SHA-256", "SCRAM-SHA-256$1:a$b:c'; DROP", "SCRAM-SHA-256$x:a$b:c", "SCRAM-SHA-256$1:$b:c"]
+    {
         finds(role(bad), at, "malformed");
     }
 }
 
 #[test]
 fn settings_are_single_lines_with_a_value() {
-    let one = |name: &str, value: Option<&str>, vartype: &str| settings(json!([option(name, value, vartype)]));
+    let one =
+        |name: &str, value: Option<&str>, vartype: &str| settings(json!([option(name, value, vartype)]));
     finds(one("fsync", None, "bool"), "cluster.settings[0].value", "missing");
     for text in ["a\nb", "a\rb", "a\0b"] {
         finds(one("x", Some(text), "string"), "cluster.settings[0].value", "line break");
@@ -185,7 +189,9 @@ fn settings_are_single_lines_with_a_value() {
     for raw in ["", "a b", "1 # x", "'a' b", "a'b", "*", "'a\\'", "a;b", "'", "\"a\""] {
         finds(one("x", Some(raw), "enum"), "cluster.settings[0].value", "unquoted");
     }
-    for raw in ["128MB", "-1", "0.5", "1.5e-3", "0x1F", "on", "template0", "C.UTF-8", "'a, b'", "'it''s'", "md5"] {
+    for raw in
+        ["128MB", "-1", "0.5", "1.5e-3", "0x1F", "on", "template0", "C.UTF-8", "'a, b'", "'it''s'", "md5"]
+    {
         accepts(one("x.y_1", Some(raw), "enum"));
     }
     accepts(one("test.escaping", Some("here's a \\ and \" hooray"), "string"));
@@ -196,10 +202,14 @@ fn options_cannot_carry_other_sql() {
     let one = |name: &str, value: Option<&str>, vartype: &str| {
         roles(json!([{"name": "a", "options": [option(name, value, vartype)]}]))
     };
-    for raw in ["", "1; DROP", "a b", "a--b", "/*", "a'b", "'a", "(1)", "a,", "\"a\"\"", "'a\\' x'", "'a' 'b'"] {
+    for raw in
+        ["", "1; DROP", "a b", "a--b", "/*", "a'b", "'a", "(1)", "a,", "\"a\"\"", "'a\\' x'", "'a' 'b'"]
+    {
         finds(one("X", Some(raw), "enum"), "cluster.roles[0].options[0].value", "unquoted");
     }
-    for raw in ["50", "-1", "0.5", "template0", "C.UTF-8", "a, \"b c\"", "\"a,b\"", "'2030-01-01'", "true", "rôle"] {
+    for raw in
+        ["50", "-1", "0.5", "template0", "C.UTF-8", "a, \"b c\"", "\"a,b\"", "'2030-01-01'", "true", "rôle"]
+    {
         accepts(one("CONNECTION LIMIT", Some(raw), "integer"));
     }
     for name in ["", " A", "A  B", "A;", "A\n", "A'"] {
@@ -214,7 +224,11 @@ fn options_cannot_carry_other_sql() {
 fn storage_facts() {
     finds(json!({"tenant_id": "x"}), "tenant_id", "identifier");
     finds(json!({"timeline_id": "0".repeat(33)}), "timeline_id", "identifier");
-    finds(settings(json!([option("neon.tenant_id", Some("x"), "string")])), "cluster.settings[0].value", "ident");
+    finds(
+        settings(json!([option("neon.tenant_id", Some("x"), "string")])),
+        "cluster.settings[0].value",
+        "ident",
+    );
     finds(json!({"mode": {"Static": "0/x"}}), "mode.Static", "LSN");
     finds(json!({"safekeeper_connstrings": ["a:1", "a:1"]}), "safekeeper_connstrings[1]", "before");
     finds(json!({"safekeeper_connstrings": ["a"]}), "safekeeper_connstrings[0]", "address");
@@ -223,7 +237,11 @@ fn storage_facts() {
     finds(json!({"pageserver_connstring": "a,b"}), "pageserver_connstring", "stripe");
     finds(json!({"pageserver_connstring": "a,,b"}), "pageserver_connstring", "empty");
     finds(json!({"storage_auth_token": "a\nb"}), "storage_auth_token", "line break");
-    finds(settings(json!([option("neon.stripe_size", Some("x"), "string")])), "cluster.settings[0].value", "number");
+    finds(
+        settings(json!([option("neon.stripe_size", Some("x"), "string")])),
+        "cluster.settings[0].value",
+        "number",
+    );
 }
 
 #[test]
@@ -257,7 +275,11 @@ fn deltas_and_services() {
     let delta = |delta: Value| json!({ "delta_operations": [delta] });
     finds(delta(json!({"action": "rename_db", "name": "a"})), "delta_operations[0].new_name", "missing");
     finds(delta(json!({"action": "rename_role", "name": "a"})), "delta_operations[0].new_name", "missing");
-    finds(delta(json!({"action": "rename_db", "name": "a", "new_name": ""})), "delta_operations[0].new_name", "empty");
+    finds(
+        delta(json!({"action": "rename_db", "name": "a", "new_name": ""})),
+        "delta_operations[0].new_name",
+        "empty",
+    );
     finds(delta(json!({"action": "delete_db", "name": ""})), "delta_operations[0].name", "empty");
     accepts(delta(json!({"action": "delete_role", "name": "a"})));
     let unknown = findings(delta(json!({"action": "dance", "name": ""})));

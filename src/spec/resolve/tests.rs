@@ -70,7 +70,10 @@ fn settings_stand_in_for_fields() {
     .unwrap();
     assert_eq!(resolved.safekeepers, ["b:1", "a:1"]);
     let pageservers = resolved.pageservers.unwrap();
-    assert_eq!((pageservers.shard_count, pageservers.stripe_size, pageservers.shards.len()), (2, Some(2048), 2));
+    assert_eq!(
+        (pageservers.shard_count, pageservers.stripe_size, pageservers.shards.len()),
+        (2, Some(2048), 2)
+    );
 }
 
 #[test]
@@ -136,9 +139,11 @@ fn info(shard_count: u8, stripe_size: Option<u32>, keys: &[&str]) -> Value {
 
 #[test]
 fn shards_come_in_their_order_and_complete() {
-    let resolved = resolve(info(11, Some(8), &[
-        "0a0B", "000B", "010b", "020b", "030b", "040b", "050b", "060b", "070b", "080b", "090b",
-    ]))
+    let resolved = resolve(info(
+        11,
+        Some(8),
+        &["0a0B", "000B", "010b", "020b", "030b", "040b", "050b", "060b", "070b", "080b", "090b"],
+    ))
     .unwrap();
     let shards = resolved.pageservers.unwrap().shards;
     assert_eq!(shards.len(), 11);
