@@ -46,6 +46,31 @@ pub fn work_deadline(work: Work) -> Duration {
 
 // ---- spec ---------------------------------------------------------------------------------------------
 
+/// Largest config or spec file read, in bytes: as much as `POST /configure` takes, so that whatever can be sent
+/// can also be kept in a file, and a mistyped path (a device, a disk image) ends in an error.
+pub const CONFIG_FILE: u64 = 64 << 20;
+
+/// Documents kept by revision besides the pinned ones. The applied and the wanted document are pinned; the rest
+/// only serves a reader which looked a revision up just before it was replaced.
+pub const SPECS_KEPT: usize = 4;
+
+/// Findings listed of one document: each costs a walk through the text, and nobody reads more before mending
+/// the first ones.
+pub const FAULTS_LISTED: usize = 100;
+
+/// Longest name of a role or database, in bytes: PostgreSQL's `NAMEDATALEN - 1`. A longer one is cut silently by
+/// the server, and would then never be found again under the name in the spec.
+pub const NAME: usize = 63;
+
+// ---- command line -------------------------------------------------------------------------------------
+
+/// How long a crashed node stays to be looked at when `--crash-linger` does not say: some status polls of a
+/// control plane which asks every 100 ms.
+pub const CRASH_LINGER: Duration = Duration::from_millis(300);
+
+/// Longest `--crash-linger` taken: beyond an hour it is a typing error, and a node which never leaves.
+pub const CRASH_LINGER_MAX: Duration = Duration::from_secs(3600);
+
 // ---- storage ------------------------------------------------------------------------------------------
 
 // ---- postgres -----------------------------------------------------------------------------------------
