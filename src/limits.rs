@@ -81,6 +81,10 @@ pub const CRASH_LINGER_MAX: Duration = Duration::from_secs(3600);
 /// server must end in an error instead of a hang.
 pub const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a request to cancel a statement may take. The work is abandoned either way; this only says how
+/// long the abandoning may be delayed by a server which accepts no connection.
+pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);
+
 // ---- http ---------------------------------------------------------------------------------------------
 
 // ---- control plane ------------------------------------------------------------------------------------
