@@ -1,5 +1,8 @@
 //! `compute_ctl check` from outside: files in, lines and exit codes out.
 
+// Helpers here are test code as well, though the lint sees that of `#[test]` functions only.
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 
 use compute_ctl::cli::{ExitCode, check};

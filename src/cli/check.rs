@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::ExitCode;
 use crate::spec::fault::{self, DocumentError, Fault, JsonPath, Position, Severity, Shape};
-use crate::spec::resolve::{self, ResolvedSpec};
+use crate::spec::resolve::{self, ResolveError, ResolvedSpec};
 
 /// What a file comes to.
 #[derive(Debug, Default, Serialize)]
@@ -72,7 +72,7 @@ fn facts(spec: &crate::spec::document::ComputeSpec, root: &JsonPath) -> Option<F
             position: None,
             severity: Severity::Fault,
             found: error.to_string(),
-            expected: "what the data of the node comes from".to_owned(),
+            expected: mended(&error).to_owned(),
         }),
         Ok(resolved) => resolved.storage.missing().map(|missing| Fault {
             path: root.key("storage"),
@@ -81,6 +81,26 @@ fn facts(spec: &crate::spec::document::ComputeSpec, root: &JsonPath) -> Option<F
             found: missing.to_owned(),
             expected: "`initdb` or `existing`, if this very program is to start it".to_owned(),
         }),
+    }
+}
+
+/// What would make up for a missing fact.
+fn mended(error: &ResolveError) -> &'static str {
+    match error {
+        ResolveError::NoPageservers => "`pageserver_connection_info`, `pageserver_connstring` or `storage`",
+        ResolveError::Pageservers(_) => "one list of pageservers for each shard, each with its URL",
+        ResolveError::StripeSize => "a number of pages in `neon.stripe_size`",
+        ResolveError::NoSafekeepers | ResolveError::SafekeepersEmpty => {
+            "`safekeeper_connstrings` or the setting `neon.safekeepers`, as a primary needs them"
+        }
+        ResolveError::DuplicateSafekeeper(_) => "each safekeeper once",
+        ResolveError::NoTenant | ResolveError::Tenant => {
+            "32 hexadecimal digits in `tenant_id` or the setting `neon.tenant_id`"
+        }
+        ResolveError::NoTimeline | ResolveError::Timeline => {
+            "32 hexadecimal digits in `timeline_id` or the setting `neon.timeline_id`"
+        }
+        ResolveError::Lsn(_) => "an LSN `X/Y`",
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is wrong with a document, where, and what would be right.
 //!
 //! A document is judged in two steps. Decoding stops at the first fault, as decoders do; a document which
-//! decodes is then held against the [`rules`], and all its faults are found at once. Every fault names a path
+//! decodes is then held against the rules ([`examine`]), and all its faults are found at once. Every fault names a path
 //! and, when the text is at hand, the line and column of the value.
 //!
 //! No fault quotes a value which could be a secret: passwords, tokens, connection strings and values of
@@ -333,8 +333,14 @@ fn decode_fault(text: &str, path: JsonPath, error: &serde_json::Error) -> Fault 
         let (found, hint) = message.split_once(", expected ").unwrap_or((&message, ""));
         (path, describe(found), hint)
     };
-    let mut expected =
-        form_of(path.field().unwrap_or_default()).map_or_else(|| readable(hint), str::to_owned);
+    // The form of a list is not that of its elements.
+    let element = matches!(path.0.last(), Some(Step::Index(_)));
+    let form = path.field().and_then(|field| form_of(field, element));
+    let mut expected = match form {
+        Some(form) => form.to_owned(),
+        None if found == "missing" => "the field, which is required".to_owned(),
+        None => readable(hint),
+    };
     if found.contains("null") && path.field().is_some_and(|field| DEFAULTED.contains(&field)) {
         expected.push_str(", or nothing at all for the default");
     }
@@ -397,7 +403,11 @@ fn readable(hint: &str) -> String {
 }
 
 /// What a field should hold, where the decoder's own words would not help.
-fn form_of(field: &str) -> Option<&'static str> {
+fn form_of(field: &str, element: bool) -> Option<&'static str> {
+    if element {
+        let key = "a public key as in RFC 7517, whose `kty`, `alg`, `kid`, `use` and the like are strings";
+        return (field == "keys").then_some(key);
+    }
     Some(match field {
         "format_version" => "a number, `1.0` in practice",
         "suspend_timeout_seconds" => "an integer of seconds, 0 or -1 for never",

@@ -267,6 +267,16 @@ impl Examination {
                 self.fault(path, "a safekeeper listed before", "each safekeeper once");
             }
         }
+        // The setting stands in for an empty list, of a primary only.
+        let stands_in = spec.mode == ComputeMode::Primary && spec.safekeeper_connstrings.is_empty();
+        if let Some(setting) = spec.setting("neon.safekeepers").filter(|_| stands_in) {
+            let mut entries = setting.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+            let mut seen = BTreeSet::new();
+            if !entries.all(|entry| seen.insert(entry)) {
+                let path = setting_path(spec, root, "neon.safekeepers");
+                self.fault(path, "a safekeeper listed twice", "each safekeeper once");
+            }
+        }
     }
 
     fn cluster(&mut self, spec: &ComputeSpec, root: &JsonPath) {
@@ -311,7 +321,12 @@ impl Examination {
         } else {
             "neither a SCRAM verifier nor an MD5 digest"
         };
-        self.form(path, password, found, expected);
+        // A password of capitals must not pass for a placeholder, let alone be shown as one.
+        if password.starts_with("${") {
+            self.form(path, password, found, expected);
+        } else {
+            self.fault(path, found, expected);
+        }
     }
 
     /// Options of `CREATE ROLE` and `CREATE DATABASE`. Names and values which are no strings go in unquoted.

@@ -166,6 +166,8 @@ fn passwords_are_verifiers() {
     finds(role("md56b1d16b78004bbd51fa06af9eda75972"), at, "prefix `md5`");
     finds(role("6B1D16B78004BBD51FA06AF9EDA75972"), at, "neither");
     finds(role("secret"), at, "neither");
+    finds(role("MY_SECRET"), at, "neither");
+    assert_eq!(findings(role("${ROLE_PASSWORD}"))[0].0, Severity::Note);
     finds(role(""), at, "neither");
     for bad in
         ["SCRAM-SHA-256", "SCRAM-SHA-256$1:a$b:c'; DROP", "SCRAM-SHA-256$x:a$b:c", "SCRAM-SHA-256$1:$b:c"]
@@ -232,6 +234,8 @@ fn storage_facts() {
     finds(json!({"mode": {"Static": "0/x"}}), "mode.Static", "LSN");
     finds(json!({"safekeeper_connstrings": ["a:1", "a:1"]}), "safekeeper_connstrings[1]", "before");
     finds(json!({"safekeeper_connstrings": ["a"]}), "safekeeper_connstrings[0]", "address");
+    let twice = settings(json!([option("neon.safekeepers", Some("a:1,b:1, a:1"), "string")]));
+    finds(twice, "cluster.settings[0].value", "listed twice");
     accepts(json!({"mode": "Replica", "safekeeper_connstrings": ["a:1", "a:1"]}));
     finds(json!({"reconfigure_concurrency": 0}), "reconfigure_concurrency", "for ever");
     finds(json!({"pageserver_connstring": "a,b"}), "pageserver_connstring", "stripe");
@@ -327,6 +331,10 @@ fn keys_which_verify_nothing_are_notes() {
     assert_eq!(notes.len(), 2);
     assert_eq!(notes[1].path.to_string(), "compute_ctl_config.jwks.keys[1]");
     assert_eq!(ctl(json!([])).len(), 1);
+    let wrong = json!({"compute_ctl_config": {"jwks": {"keys": [{"kty": "OKP", "kid": 3}]}}});
+    let wrong = decode_error(&wrong.to_string());
+    assert_eq!(wrong.path.to_string(), "compute_ctl_config.jwks.keys[0]");
+    assert!(wrong.expected.starts_with("a public key"), "{wrong}");
 }
 
 #[test]
