@@ -219,7 +219,8 @@ impl<'a> Planner<'a> {
             .iter()
             .enumerate()
             .filter(|(_, op)| op.action == "delete_role")
-            .filter(|(at, _)| !is_replaced(Kind::Role, deltas, *at, |name| existing.roles.contains_key(name)))
+            // Roles are dropped last, when a later rename has put another under the name.
+            .filter(|(at, _)| !is_replaced(Kind::Role, deltas, *at, |_| false))
             .map(|(_, op)| op.name.as_str())
             .collect();
         let roles = existing.roles.iter().map(|(name, role)| (name.clone(), role.verifier.clone())).collect();
@@ -540,7 +541,7 @@ fn verifier(role: &Role) -> Result<Option<Secret>, PlanError> {
 fn is_scram(text: &str) -> bool {
     let base64 = |text: &str| {
         let digits = text.trim_end_matches('=');
-        text.len() % 4 == 0
+        text.len().is_multiple_of(4)
             && text.len() - digits.len() <= 2
             && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
     };
