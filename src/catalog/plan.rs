@@ -28,6 +28,22 @@ pub struct Options {
     pub concurrency: usize,
 }
 
+impl Options {
+    /// How many databases to work on at the same time when a node starts and nobody else needs the server's
+    /// connections yet (reference: startup-sequence §7). A reconfiguration uses the spec's
+    /// `reconfigure_concurrency` instead. See [`max_connections`](crate::postgres::conf::max_connections).
+    pub fn start_concurrency(max_connections: Option<u32>) -> usize {
+        let connections = max_connections.map_or(10, |connections| match connections {
+            0 => 1,
+            1..10 => connections,
+            10..30 => 10,
+            30..300 => connections / 3,
+            300.. => 100,
+        });
+        usize::try_from(connections).unwrap_or(1)
+    }
+}
+
 /// Steps in the order of their execution. Each has a form in SQL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan(Vec<Step>);

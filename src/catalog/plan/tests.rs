@@ -347,3 +347,11 @@ fn a_role_with_objects_behind_a_closed_door_is_not_deleted() {
     let spec = spec(json!([]), json!([]), json!([op("delete_role", "a")]));
     assert!(refused(&existing, &spec).contains("in database \"d\", which refuses connections"));
 }
+
+#[test]
+fn concurrency_follows_max_connections() {
+    let cases = [(None, 10), (Some(0), 1), (Some(7), 7), (Some(10), 10), (Some(29), 10), (Some(30), 10)];
+    for (max, expected) in cases.into_iter().chain([(Some(112), 37), (Some(299), 99), (Some(300), 100)]) {
+        assert_eq!(Options::start_concurrency(max), expected, "{max:?}");
+    }
+}

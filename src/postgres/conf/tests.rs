@@ -218,6 +218,24 @@ fn where_a_server_listens() {
 }
 
 #[test]
+fn max_connections_of_a_spec() {
+    let asked = |settings: Value, verbatim: Value| {
+        max_connections(
+            &serde_json::from_value(json!({
+                "roles": [], "databases": [], "settings": settings, "postgresql_conf": verbatim,
+            }))
+            .unwrap(),
+        )
+    };
+    let setting = |value: &str| json!([{ "name": "max_connections", "value": value, "vartype": "integer" }]);
+    let verbatim = || json!("max_connections=1\nmax_connections = 20");
+    assert_eq!(asked(Value::Null, Value::Null), None);
+    assert_eq!(asked(Value::Null, verbatim()), Some(20));
+    assert_eq!(asked(setting("30"), verbatim()), Some(30));
+    assert_eq!(asked(setting("many"), verbatim()), None);
+}
+
+#[test]
 fn files_are_replaced_whole_and_private() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "port = 1\n").unwrap();
