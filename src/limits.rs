@@ -85,6 +85,10 @@ pub const CONNECT: Duration = Duration::from_secs(10);
 /// long the abandoning may be delayed by a server which accepts no connection.
 pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);
 
+/// How long the sender of an active replication slot may take to end before its database is dropped. It only
+/// has to notice a signal; a drop that comes too early is refused and repeated by the next apply.
+pub const SLOT_RELEASE: Duration = Duration::from_secs(5);
+
 // ---- http ---------------------------------------------------------------------------------------------
 
 // ---- control plane ------------------------------------------------------------------------------------

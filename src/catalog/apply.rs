@@ -78,7 +78,7 @@ impl ApplyError {
     }
 }
 
-/// Executes the steps in order. See [`super::apply`] for what cancelling does.
+/// Executes the steps in order. See [`super::apply()`] for what cancelling does.
 ///
 /// # Errors
 /// See [`ApplyError`].

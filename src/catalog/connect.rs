@@ -40,8 +40,7 @@ pub struct ConnectionSettings {
 
 impl ConnectionSettings {
     /// Reads the connection string of the `--connstr` flag (URL or keywords) and adds the guard options of
-    /// catalog sessions. Options of the string itself come last, so they win. `host` and `port` say where
-    /// the server really listens, when that is known better than from the string.
+    /// catalog sessions. Options of the string itself come last, so they win.
     ///
     /// # Errors
     /// [`ConnectError::Settings`] for a malformed string, [`ConnectError::NoUser`] for one without a user.

@@ -28,6 +28,22 @@ pub struct Options {
     pub concurrency: usize,
 }
 
+impl Options {
+    /// How many databases to work on at the same time when a node starts and nobody else needs the server's
+    /// connections yet (reference: startup-sequence §7). A reconfiguration uses the spec's
+    /// `reconfigure_concurrency` instead. See [`max_connections`](crate::postgres::conf::max_connections).
+    pub fn start_concurrency(max_connections: Option<u32>) -> usize {
+        let connections = max_connections.map_or(10, |connections| match connections {
+            0 => 1,
+            1..10 => connections,
+            10..30 => 10,
+            30..300 => connections / 3,
+            300.. => 100,
+        });
+        usize::try_from(connections).unwrap_or(1)
+    }
+}
+
 /// Steps in the order of their execution. Each has a form in SQL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan(Vec<Step>);
@@ -219,7 +235,8 @@ impl<'a> Planner<'a> {
             .iter()
             .enumerate()
             .filter(|(_, op)| op.action == "delete_role")
-            .filter(|(at, _)| !is_replaced(Kind::Role, deltas, *at, |name| existing.roles.contains_key(name)))
+            // Roles are dropped last, when a later rename has put another under the name.
+            .filter(|(at, _)| !is_replaced(Kind::Role, deltas, *at, |_| false))
             .map(|(_, op)| op.name.as_str())
             .collect();
         let roles = existing.roles.iter().map(|(name, role)| (name.clone(), role.verifier.clone())).collect();
@@ -540,7 +557,7 @@ fn verifier(role: &Role) -> Result<Option<Secret>, PlanError> {
 fn is_scram(text: &str) -> bool {
     let base64 = |text: &str| {
         let digits = text.trim_end_matches('=');
-        text.len() % 4 == 0
+        text.len().is_multiple_of(4)
             && text.len() - digits.len() <= 2
             && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
     };

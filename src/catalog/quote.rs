@@ -1,7 +1,7 @@
 //! Names and values on their way into SQL: the only place that makes SQL text out of foreign strings.
 //!
 //! Two functions quote, [`identifier`] and [`literal`]; what they return is safe whatever the session's
-//! settings are. Three more check text which the format lets through unquoted, [`option_name`] and
+//! settings are. Two more check text which the format lets through unquoted, [`option_name`] and
 //! [`raw_value`] for options of statements, and refuse everything that is not one plain token. Nothing
 //! here needs dollar quoting: blocks of procedural code are constants, and names inside them are passed
 //! as literals.

@@ -6,6 +6,7 @@ use std::fmt;
 use thiserror::Error;
 
 use super::quote::{self, QuoteError, identifier, literal};
+use crate::limits;
 use crate::secret::Secret;
 use crate::spec::document::GenericOption;
 
@@ -286,11 +287,12 @@ impl fmt::Display for Step {
 }
 
 /// A dropped database may be held by a template mark and by active logical replication slots; sessions are
-/// ended by `FORCE`. The slots' senders are given a moment to end.
+/// ended by `FORCE`. The slots' senders are given [`limits::SLOT_RELEASE`] to end.
 fn drop_database(name: &str, is_template: bool) -> Sql {
     let mut statements = vec![format!(
-        "SELECT pg_catalog.pg_terminate_backend(active_pid, 5000) FROM pg_catalog.pg_replication_slots \
+        "SELECT pg_catalog.pg_terminate_backend(active_pid, {}) FROM pg_catalog.pg_replication_slots \
          WHERE database = {} AND active",
+        limits::SLOT_RELEASE.as_millis(),
         text(name)?
     )];
     if is_template {

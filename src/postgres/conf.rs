@@ -17,6 +17,8 @@ pub use render::{Conf, ConfError, ConfExtras, render, strict_overcommit};
 
 use std::path::PathBuf;
 
+use crate::spec::document::Cluster;
+
 /// The value in force of one setting in a text of configuration, without included files: the last line that
 /// sets it. A name is compared without regard to case, as the server does.
 ///
@@ -65,6 +67,19 @@ pub fn listening(text: &str) -> Result<Listening, SyntaxError> {
 /// A line which the server would refuse.
 pub fn effective_port(text: &str) -> Result<u16, SyntaxError> {
     Ok(listening(text)?.port)
+}
+
+/// The value of `max_connections` a spec asks for: its setting, else its verbatim configuration. `None` when
+/// neither says a number; a setting which is no number hides the verbatim part, as it does in the file.
+pub fn max_connections(cluster: &Cluster) -> Option<u32> {
+    const NAME: &str = "max_connections";
+    let setting =
+        cluster.settings.iter().flatten().rev().find(|setting| setting.name.eq_ignore_ascii_case(NAME));
+    match (setting, &cluster.postgresql_conf) {
+        (Some(setting), _) => setting.value.as_deref()?.parse().ok(),
+        (None, Some(text)) => effective(text, NAME).ok()??.parse().ok(),
+        (None, None) => None,
+    }
 }
 
 fn last(entries: &[Entry], name: &str) -> Option<String> {

@@ -134,12 +134,16 @@ fn value_token(text: &str) -> Option<usize> {
     if bytes.first() == Some(&b'\'') {
         return quoted_string(bytes);
     }
-    let length = unquoted_string(bytes).max(integer(bytes)).max(real(bytes));
+    let unquoted = unquoted_string(bytes);
+    // Two identifiers with a dot are a name to the scanner, and a name with a dot is no value.
+    if name_token(text) == Some(unquoted) && bytes[..unquoted].contains(&b'.') {
+        return None;
+    }
+    let length = unquoted.max(integer(bytes)).max(real(bytes));
     (length > 0).then_some(length)
 }
 
-/// `UNQUOTED_STRING`, which covers the plain identifier too. A qualified identifier is a value only in so
-/// far as it is one of these, which it always is.
+/// `UNQUOTED_STRING`, which covers the plain and the qualified identifier too.
 fn unquoted_string(bytes: &[u8]) -> usize {
     if !bytes.first().copied().is_some_and(is_letter) {
         return 0;
@@ -264,7 +268,7 @@ mod tests {
         assert_eq!(one("a = -1"), pair("a", "-1"));
         assert_eq!(one("a = 0x1Fkb"), pair("a", "0x1Fkb"));
         assert_eq!(one("a = .5e-3"), pair("a", ".5e-3"));
-        assert_eq!(one("a = pg_catalog.simple"), pair("a", "pg_catalog.simple"));
+        assert_eq!(one("a = pg_catalog.1-x/y:z"), pair("a", "pg_catalog.1-x/y:z"));
         assert_eq!(one("neon.stripe_size = 8"), pair("neon.stripe_size", "8"));
         assert_eq!(one("a = ''"), pair("a", ""));
         assert_eq!(one("a='it''s # no comment' # one"), pair("a", "it's # no comment"));
@@ -286,6 +290,7 @@ mod tests {
         assert_eq!(fault("a = 1 2").fault, Fault::Rest);
         assert_eq!(fault("a = 1e5").fault, Fault::Rest);
         assert_eq!(fault("a = *").fault, Fault::Value);
+        assert_eq!(fault("a = pg_catalog.simple").fault, Fault::Value);
         assert_eq!(fault("a = 'x").fault, Fault::Value);
         assert_eq!(fault("a = 'x\\'").fault, Fault::Value);
         assert_eq!(fault("a = 'x'y").fault, Fault::Rest);

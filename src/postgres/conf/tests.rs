@@ -191,7 +191,7 @@ fn faults_name_the_setting() {
     }
     let mut broken = spec(json!({}));
     broken.cluster.postgresql_conf = Some("ok = 1\nnot ok".to_owned());
-    assert!(matches!(render(&conf(&broken, Profile::Neon)), Ok(_)), "a name and a word are a setting");
+    assert!(render(&conf(&broken, Profile::Neon)).is_ok(), "a name and a word are a setting");
     broken.cluster.postgresql_conf = Some("ok = 1\nnot ok either".to_owned());
     let error = render(&conf(&broken, Profile::Neon)).unwrap_err();
     assert_eq!(error.to_string(), "postgresql_conf of the spec: line 2: something follows the value");
@@ -215,6 +215,24 @@ fn where_a_server_listens() {
     assert_eq!(listening("unix_socket_directories = ''\nport = 99999"), Ok(nowhere));
     assert_eq!(effective_port("port = 7"), Ok(7));
     assert_eq!(effective("max_connections = 112", "max_connections"), Ok(Some("112".to_owned())));
+}
+
+#[test]
+fn max_connections_of_a_spec() {
+    let asked = |settings: Value, verbatim: Value| {
+        max_connections(
+            &serde_json::from_value(json!({
+                "roles": [], "databases": [], "settings": settings, "postgresql_conf": verbatim,
+            }))
+            .unwrap(),
+        )
+    };
+    let setting = |value: &str| json!([{ "name": "max_connections", "value": value, "vartype": "integer" }]);
+    let verbatim = || json!("max_connections=1\nmax_connections = 20");
+    assert_eq!(asked(Value::Null, Value::Null), None);
+    assert_eq!(asked(Value::Null, verbatim()), Some(20));
+    assert_eq!(asked(setting("30"), verbatim()), Some(30));
+    assert_eq!(asked(setting("many"), verbatim()), None);
 }
 
 #[test]

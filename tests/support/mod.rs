@@ -1,0 +1,5 @@
+//! Helpers shared by the tests on real servers.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub(crate) mod pg;
