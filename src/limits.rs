@@ -44,6 +44,24 @@ pub fn work_deadline(work: Work) -> Duration {
     }
 }
 
+// ---- node ---------------------------------------------------------------------------------------------
+
+/// Threads of the runtime. The loop needs one, everything else is short: more would only cost memory.
+pub const WORKERS: usize = 2;
+
+/// How long blocking work (a write to a file system that hangs) may keep the process after its end.
+pub const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// How often Postgres is asked whether anything is at work, as in the original.
+pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
+
+/// How long what a postmaster left behind may take to go. Shorter than the machine's own deadline, so that
+/// its result is not late.
+pub const SWEEP: Duration = Duration::from_secs(8);
+
+/// The same for a postmaster that a fault of this program left behind.
+pub const LAST_SWEEP: Duration = Duration::from_secs(20);
+
 // ---- spec ---------------------------------------------------------------------------------------------
 
 /// Largest config or spec file read, in bytes: as much as `POST /configure` takes, so that whatever can be sent

@@ -243,11 +243,11 @@ impl Parts {
     async fn write_files(&self, conf_text: String, first: bool) -> Result<(), WorkError> {
         let pgdata = self.pgdata.path().to_owned();
         blocking(move || {
-            conf::file::write(&pgdata, &conf_text)?;
+            conf::write(&pgdata, &conf_text)?;
             if first {
                 hba::allow_password_logins(&pgdata)?;
             }
-            Ok::<(), conf::file::WriteError>(())
+            Ok::<(), conf::WriteError>(())
         })
         .await
     }
@@ -320,23 +320,12 @@ impl Parts {
     }
 }
 
-/// How many databases are worked on at once: on the first start from `max_connections`, later from the spec
-/// (startup-sequence, section 7).
+/// How many databases are worked on at once.
 fn concurrency(stored: &StoredSpec, first: bool) -> usize {
-    if !first {
-        return stored.document.reconfigure_concurrency.max(1);
-    }
-    let setting = stored.document.setting("max_connections").map(str::to_owned);
-    let from_text = || {
-        let text = stored.document.cluster.postgresql_conf.as_deref()?;
-        conf::effective(text, "max_connections").ok().flatten()
-    };
-    match setting.or_else(from_text).and_then(|value| value.parse::<usize>().ok()) {
-        None => 10,
-        Some(connections @ ..10) => connections.max(1),
-        Some(10..30) => 10,
-        Some(connections @ 30..300) => connections / 3,
-        Some(300..) => 100,
+    if first {
+        catalog::Options::start_concurrency(conf::max_connections(&stored.document.cluster))
+    } else {
+        stored.document.reconfigure_concurrency.max(1)
     }
 }
 
