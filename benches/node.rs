@@ -62,7 +62,8 @@ impl Bench {
     }
 
     fn version(&self) -> String {
-        let output = Command::new(self.bin.join("postgres")).arg("--version").output().expect("postgres starts");
+        let output =
+            Command::new(self.bin.join("postgres")).arg("--version").output().expect("postgres starts");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
@@ -76,7 +77,8 @@ impl Bench {
         if data.exists() {
             fs::remove_dir_all(&data).expect("the old copy can be removed");
         }
-        let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(self.template()).arg(&data).status();
+        let copied =
+            Command::new("cp").args(["-a", "--reflink=auto"]).arg(self.template()).arg(&data).status();
         assert!(copied.expect("cp starts").success(), "cp failed");
         let text = format!(
             "port={}\nlisten_addresses='127.0.0.1'\nunix_socket_directories=''\nlc_messages='C.UTF-8'\n",
@@ -143,7 +145,9 @@ impl Bench {
 
     /// Until the published status is this one.
     fn status(&self, wanted: impl Fn(&str) -> bool) {
-        until("the status", || http(self.ports[1], "GET", "/metrics").is_some_and(|body| wanted(&status_of(&body))));
+        until("the status", || {
+            http(self.ports[1], "GET", "/metrics").is_some_and(|body| wanted(&status_of(&body)))
+        });
     }
 
     fn start(&self, pairs: usize, title: &str, spec: &Spec, target: &str) {
@@ -355,7 +359,9 @@ fn ready_for_query(socket: &mut TcpStream) -> std::io::Result<bool> {
 
 fn http(port: u16, method: &str, path: &str) -> Option<String> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    );
     socket.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer).ok()?;

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::postgres::process::RunError;
 use crate::postgres::{DataDir, Installation, PgdataError};
-use crate::spec::document::StorageSpec;
+use crate::spec::resolve::StorageKind;
 
 pub use existing::Existing;
 pub use initdb::Initdb;
@@ -33,10 +33,10 @@ pub use initdb::Initdb;
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The spec asks for a kind that is not served.
-    #[error("this build does not serve storage kind {kind:?} yet; it serves \"initdb\" and \"existing\"")]
+    #[error("this build does not serve storage kind \"{kind}\" yet; it serves \"initdb\" and \"existing\"")]
     NotServed {
-        /// The kind's name in the spec.
-        kind: &'static str,
+        /// The kind.
+        kind: StorageKind,
     },
     /// The directory itself: in use, not ours, or an operation on it failed.
     #[error(transparent)]
@@ -164,17 +164,31 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// makes sure that no server lives there. After a failure or a cancellation it can be called again; when
     /// the future is dropped, the work ends at the next file, and the directory stays claimed until then.
     fn prepare<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Prepared, StorageError>>;
+
+    /// Refuses what [`Storage::prepare`] would refuse because of what is in the directory, and touches nothing.
+    fn judge<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StorageError>>;
 }
 
 /// The storage a spec asks for.
-pub fn open(spec: &StorageSpec) -> Result<Box<dyn Storage>, StorageError> {
-    match spec {
-        StorageSpec::Initdb => Ok(Box::new(Initdb)),
-        StorageSpec::Existing => Ok(Box::new(Existing)),
-        StorageSpec::Neon => Err(StorageError::NotServed { kind: "neon" }),
-        StorageSpec::BaseBackup(_) => Err(StorageError::NotServed { kind: "base_backup" }),
-        StorageSpec::Archive(_) => Err(StorageError::NotServed { kind: "archive" }),
+///
+/// # Errors
+/// [`StorageError::NotServed`] for a kind that is not built yet.
+pub fn open(kind: StorageKind) -> Result<Box<dyn Storage>, StorageError> {
+    match kind {
+        StorageKind::Initdb => Ok(Box::new(Initdb)),
+        StorageKind::Existing => Ok(Box::new(Existing)),
+        StorageKind::Neon | StorageKind::BaseBackup | StorageKind::Archive => {
+            Err(StorageError::NotServed { kind })
+        }
     }
+}
+
+/// Makes what a first start needs and no spec changes: the template of `initdb`. Touches no data directory.
+///
+/// # Errors
+/// As [`Storage::prepare`]. Nothing depends on it: whatever is missing is made when it is needed.
+pub async fn warm_up(context: &Context) -> Result<(), StorageError> {
+    initdb::ensure_template(context).await
 }
 
 /// Runs file work on a blocking thread. The work gets a token that also fires when the future is dropped, for

@@ -261,6 +261,15 @@ impl DataDir {
         Ok(Contents::Cluster { version, neon, moved_from: marker.map(|marker| marker.path.into()) })
     }
 
+    /// Refuses contents that `rule` does not permit to remove. Touches nothing.
+    pub fn judge(&self, rule: ClearRule) -> Result<(), PgdataError> {
+        let found = self.contents()?;
+        if rule.permits(&found) {
+            return Ok(());
+        }
+        Err(PgdataError::Foreign { path: self.path.clone(), found })
+    }
+
     /// Removes everything in the directory, the directory itself excepted: its parent may not be ours to write.
     /// Afterwards it is marked as unfinished and has mode 0700.
     ///
@@ -269,10 +278,7 @@ impl DataDir {
     /// a directory half cleared is known as ours; the work can be cancelled between any two files.
     pub fn clear(&self, rule: ClearRule, cancel: &CancellationToken) -> Result<(), PgdataError> {
         self.ensure_unused()?;
-        let found = self.contents()?;
-        if !rule.permits(&found) {
-            return Err(PgdataError::Foreign { path: self.path.clone(), found });
-        }
+        self.judge(rule)?;
         fs::set_permissions(&self.path, Permissions::from_mode(0o700))
             .map_err(PgdataError::io("set the mode of", &self.path))?;
         self.write_marker("filling")?;

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Context, Prepared, Storage, StorageError, blocking, initdb, same_version};
-use crate::postgres::{ClearRule, Contents};
+use crate::postgres::{ClearRule, Contents, DataDir, Installation};
 
 /// Keeps the data directory across restarts.
 ///
@@ -23,21 +23,32 @@ impl Storage for Existing {
     fn prepare<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Prepared, StorageError>> {
         prepare(context).boxed()
     }
+
+    fn judge<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StorageError>> {
+        let (pgdata, installation) = (context.pgdata.clone(), context.installation.clone());
+        blocking(&context.cancel, move |_| usable(&pgdata, &installation).map(drop)).boxed()
+    }
+}
+
+/// What is in the directory, unless it is something that cannot be used.
+fn usable(pgdata: &DataDir, installation: &Installation) -> Result<Contents, StorageError> {
+    let contents = pgdata.contents()?;
+    match &contents {
+        Contents::Ours | Contents::Cluster { .. } => same_version(pgdata, installation)?,
+        Contents::Empty | Contents::Unfinished => {}
+        Contents::Other { .. } => {
+            let (path, found) = (pgdata.path().to_owned(), contents.to_string());
+            return Err(StorageError::NotACluster { path, found });
+        }
+    }
+    Ok(contents)
 }
 
 async fn prepare(context: &Context) -> Result<Prepared, StorageError> {
     let (pgdata, installation) = (context.pgdata.clone(), context.installation.clone());
     let kept = blocking(&context.cancel, move |_| {
-        let contents = pgdata.contents()?;
-        // The version first: a directory that cannot be used is not touched at all.
-        match &contents {
-            Contents::Ours | Contents::Cluster { .. } => same_version(&pgdata, &installation)?,
-            Contents::Empty | Contents::Unfinished => {}
-            Contents::Other { .. } => {
-                let (path, found) = (pgdata.path().to_owned(), contents.to_string());
-                return Err(StorageError::NotACluster { path, found });
-            }
-        }
+        // First of all: a directory that cannot be used is not touched.
+        let contents = usable(&pgdata, &installation)?;
         pgdata.ensure_unused()?;
         if matches!(contents, Contents::Empty | Contents::Unfinished) {
             return Ok(false);

@@ -51,6 +51,20 @@ impl Storage for Initdb {
     fn prepare<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Prepared, StorageError>> {
         prepare(context).boxed()
     }
+
+    fn judge<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StorageError>> {
+        let (pgdata, rule) = (context.pgdata.clone(), rule(context));
+        blocking(&context.cancel, move |_| Ok(pgdata.judge(rule)?)).boxed()
+    }
+}
+
+fn rule(context: &Context) -> ClearRule {
+    ClearRule { overwrite_foreign: context.overwrite_foreign, ..ClearRule::default() }
+}
+
+/// Makes sure that there is a template to clone.
+pub(super) async fn ensure_template(context: &Context) -> Result<(), StorageError> {
+    Template::new(context).ensure(context).await
 }
 
 async fn prepare(context: &Context) -> Result<Prepared, StorageError> {
@@ -64,8 +78,7 @@ async fn prepare(context: &Context) -> Result<Prepared, StorageError> {
             return Ok(Prepared::Kept);
         }
     }
-    let rule = ClearRule { overwrite_foreign: context.overwrite_foreign, ..ClearRule::default() };
-    fill(context, rule).await?;
+    fill(context, rule(context)).await?;
     let pgdata = context.pgdata.clone();
     blocking(&context.cancel, move |_| Ok(pgdata.finish_disposable()?)).await?;
     Ok(Prepared::Created)
