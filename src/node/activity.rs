@@ -24,8 +24,8 @@ SELECT EXISTS (
       AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
       AND usename OPERATOR(pg_catalog.<>) CURRENT_USER
       AND (state OPERATOR(pg_catalog.<>) 'idle'
-           OR state_change OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()
-                                                  OPERATOR(pg_catalog.-) '1 second'::pg_catalog.interval)
+           OR (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) state_change)
+              OPERATOR(pg_catalog.<) '1 second'::pg_catalog.interval)
 ) OR EXISTS (
     SELECT FROM pg_catalog.pg_stat_replication WHERE application_name OPERATOR(pg_catalog.<>) 'walproposer'
 ) OR EXISTS (

@@ -272,6 +272,8 @@ impl Parts {
             conf::write(&pgdata, &conf_text)?;
             if first {
                 hba::allow_password_logins(&pgdata)?;
+                // Included by the settings; the server would log that it is missing.
+                conf::clear_override(&pgdata)?;
             }
             Ok::<(), conf::WriteError>(())
         })
