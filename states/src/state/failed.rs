@@ -301,21 +301,24 @@ impl Gone {
 
     /// Nothing is left of the last Postgres, as far as that can be known.
     fn cleared(&mut self, compute: &mut Compute, step: &mut Step, cause: Cause) -> Outcome<State> {
-        if compute.postmaster.is_none() {
-            if self.refresh {
-                return self.fetch(compute, step, cause);
+        if compute.postmaster.is_some() {
+            // It may still write: no start, no wipe, and no sync beside it.
+            self.stage = readable(step, compute, self.reason);
+            return step.take(cause);
+        }
+        if self.refresh {
+            return self.fetch(compute, step, cause);
+        }
+        match self.restart {
+            Some(Restart::With(spec)) if compute.take_restart(step) => {
+                let start = Start { restart: true, ..Start::fresh(spec) };
+                let target = Init::begin(step, compute, start);
+                return step.go(Cause::Restarting, target);
             }
-            match self.restart {
-                Some(Restart::With(spec)) if compute.take_restart(step) => {
-                    let start = Start { restart: true, ..Start::fresh(spec) };
-                    let target = Init::begin(step, compute, start);
-                    return step.go(Cause::Restarting, target);
-                }
-                Some(Restart::AfterFetch) if compute.take_restart(step) => {
-                    return self.fetch(compute, step, Cause::Restarting);
-                }
-                _ => {}
+            Some(Restart::AfterFetch) if compute.take_restart(step) => {
+                return self.fetch(compute, step, Cause::Restarting);
             }
+            _ => {}
         }
         let GoneStage::Clearing { sync: Some(spec), .. } = self.stage else {
             self.stage = readable(step, compute, self.reason);
