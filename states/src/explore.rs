@@ -62,10 +62,14 @@ impl Node {
     }
 
     /// Whether the world can produce this event: a result comes from the effect that asked for it. One that
-    /// names an epoch nobody holds is possible, since it may be late.
+    /// names an epoch nobody holds is possible, since it may be late. A postmaster that was seen alive was
+    /// spawned.
     pub fn can_meet(&self, event: &Event) -> bool {
         match (epoch_of(event), source(event.kind())) {
-            (Some(epoch), Some(source)) => self.origin(epoch).is_none_or(|origin| origin.kind == source),
+            (Some(epoch), Some(source)) => self.origin(epoch).is_none_or(|origin| {
+                let unborn = event.kind() == EventKind::SpawnFailed && origin.detail == ALIVE;
+                origin.kind == source && !unborn
+            }),
             _ => true,
         }
     }
@@ -149,7 +153,7 @@ pub fn walk_with(policies: &[Policy], mut observe: impl FnMut(&Observed<'_>)) ->
             } else if unchanged {
                 Next::Node(from)
             } else {
-                Next::Node(discover(&mut walk, &mut known, follow(&before, &step, &after)))
+                Next::Node(discover(&mut walk, &mut known, follow(&before, &event, &step, &after)))
             };
             if to != Next::Impossible {
                 note(&mut walk, before.machine.status(), &event, &step, after.status());
@@ -172,13 +176,21 @@ fn discover(walk: &mut Walk, known: &mut BTreeMap<(u64, Node), usize>, node: Nod
     })
 }
 
+/// How the origin of a postmaster that was seen alive is marked.
+const ALIVE: &str = "alive";
+
 /// The node a step leads to.
-pub fn follow(before: &Node, step: &Step, after: &Machine) -> Node {
+pub fn follow(before: &Node, event: &Event, step: &Step, after: &Machine) -> Node {
     let given: Vec<(Epoch, Done)> =
         step.effects().iter().filter_map(|effect| Some((gives(effect)?, done(effect)))).collect();
     let origin = |epoch: Epoch| {
         let fresh = given.iter().find(|(fresh, _)| *fresh == epoch).map(|(_, done)| *done);
-        fresh.or_else(|| before.origin(epoch))
+        let seen_alive = matches!(event.kind(), EventKind::PostmasterReady | EventKind::PostmasterProgressed)
+            && epoch_of(event) == Some(epoch);
+        match before.origin(epoch) {
+            Some(known) if seen_alive => Some(Done { detail: ALIVE, ..known }),
+            known => fresh.or(known),
+        }
     };
     Node { origins: held(after).into_iter().map(origin).collect(), machine: shape(after) }
 }

@@ -55,6 +55,11 @@ const CRASH: &str = "a crash of Postgres is visible at once";
 pub const BEYOND: &[Beyond] = &[
     beyond(ConfigurationPending, Init, "without a Postgres the first configuration is a start"),
     beyond(ConfigurationPending, Failed, "this node cannot serve the spec, or Postgres crashed meanwhile"),
+    beyond(
+        ConfigurationPending,
+        RefreshConfigurationPending,
+        "this node cannot serve the first spec, and a refresh was asked for meanwhile: what it fetches is started",
+    ),
     beyond(ConfigurationPending, TerminationPendingFast, TERMINABLE),
     beyond(ConfigurationPending, TerminationPendingImmediate, DOWN),
     beyond(

@@ -308,8 +308,7 @@ impl Gone {
             }
             match self.restart {
                 Some(Restart::With(spec)) if compute.take_restart(step) => {
-                    let start = Start { restart: true, ..Start::fresh(spec) };
-                    let target = Init::begin(step, compute, start);
+                    let target = Init::begin(step, compute, Start::fresh(spec));
                     return step.go(Cause::Restarting, target);
                 }
                 Some(Restart::AfterFetch) if compute.take_restart(step) => {
