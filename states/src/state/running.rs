@@ -34,11 +34,8 @@ impl Running {
     pub(crate) fn on(&mut self, compute: &mut Compute, event: &Event, step: &mut Step) -> Outcome<State> {
         let cause = match *event {
             Event::ConfigureRequested { request, spec } => {
-                let mut target = ConfigurationPending::begin(step, compute, spec, Some(self.server), request);
-                if let (Some(timer), State::ConfigurationPending(pending)) = (self.refresh, &mut target) {
-                    step.cancel(timer);
-                    pending.refresh = true;
-                }
+                let (server, refresh) = (Some(self.server), self.refresh);
+                let target = ConfigurationPending::begin(step, compute, spec, server, request, refresh);
                 return step.go(Cause::ConfigureRequested, target);
             }
             Event::RefreshRequested { request } => {

@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use compute_states::{
-    ComputeStatus, Exit, ExitReason, Policy, Refusal, Reply, RestartPolicy, StopMode, TerminateMode,
-    TerminationResult, Timer,
+    ComputeStatus, Exit, ExitReason, Lsn, Policy, Refusal, Reply, StopMode, TerminateMode, TerminationResult,
+    Timer,
 };
 
 mod down;
+
+use down::Ending;
 
 /// Whatever the machine gives an epoch to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,17 +119,32 @@ pub struct Spec {
     pub final_sync: bool,
 }
 
-/// How far a shutdown has come, and how it ends.
+/// A shutdown, and how it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Down {
-    /// Somebody waits for, or asked for, the final sync.
-    pub asked: bool,
     pub signals: u8,
     pub linger: bool,
-    pub sync: Option<Spec>,
+    /// The sync that is owed, and whether a client asked for it.
+    pub sync: Option<(Spec, bool)>,
     pub reason: ExitReason,
-    pub rung: Option<StopMode>,
-    pub killed: bool,
+    pub rung: StopMode,
+}
+
+/// What the restart policy wants after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Restart {
+    With(Spec),
+    AfterFetch,
+}
+
+/// A failure without a Postgres, and how the process would end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Gone {
+    pub reason: ExitReason,
+    pub restart: Option<Restart>,
+    /// A refresh was accepted meanwhile.
+    pub refresh: bool,
+    pub sync: Option<Spec>,
 }
 
 /// The compute as the decisions see it.
@@ -139,19 +156,28 @@ pub struct Node {
     pub fault: bool,
     pub wanted: Option<Spec>,
     pub applied: Option<Spec>,
+    /// What could not be applied, and whether it was pushed by `/configure`.
+    pub unapplied: Option<(Spec, bool)>,
     /// There is a process, or one is being spawned.
     pub process: bool,
-    /// It serves: it has been ready, and nobody told it to go.
+    /// Its end was given up on.
+    pub unconfirmed: bool,
+    /// It has accepted connections, so its log may have grown.
+    pub ready: bool,
+    /// It serves what was applied.
     pub serves: bool,
-    /// Postgres was up at least once, so there may be something to synchronise.
+    /// A start has failed and its postmaster is being stopped.
+    pub abandoned: Option<StopMode>,
     pub restarts: u8,
-    pub attempt: u8,
+    pub attempt: u32,
     pub latched: bool,
     pub configure: Option<u64>,
     pub waiters: Vec<u64>,
+    /// Cancelled work whose end is awaited all the same.
+    pub winding: Option<Item>,
+    pub gone: Option<Gone>,
     pub down: Option<Down>,
-    pub lsn: TerminationResult,
-    pub failed_as: Option<ExitReason>,
+    pub result: TerminationResult,
     pub exited: bool,
     /// What is being waited for.
     pub live: BTreeSet<Item>,
@@ -160,6 +186,9 @@ pub struct Node {
     pub revisions: u64,
     asks: Vec<Ask>,
 }
+
+/// The end of the log which every good final sync of these tests reports.
+pub const END_OF_LOG: Lsn = Lsn(0x1_0000_0028);
 
 use ComputeStatus as S;
 
@@ -172,16 +201,21 @@ impl Node {
             fault: false,
             wanted: None,
             applied: None,
+            unapplied: None,
             process: false,
+            unconfirmed: false,
+            ready: false,
             serves: false,
+            abandoned: None,
             restarts: 0,
             attempt: 0,
             latched: false,
             configure: None,
             waiters: Vec::new(),
+            winding: None,
+            gone: None,
             down: None,
-            lsn: TerminationResult::Stopped(None),
-            failed_as: None,
+            result: TerminationResult::Stopped(None),
             exited: false,
             live: BTreeSet::new(),
             issued: BTreeMap::new(),
@@ -203,10 +237,16 @@ impl Node {
             Input::Hint => self.hint(),
             Input::Signal => self.signal(),
             Input::Reload => self.reload(),
-            Input::Ended { work, outcome, back } => match self.taken(work, back) {
-                Some(()) => self.ended(work, outcome),
-                None => Say::Stale,
-            },
+            Input::Ended { work, outcome, back } => {
+                if self.winding.is_some() && self.winding == self.item(work, back) {
+                    self.winding = None;
+                    self.wound_up()
+                } else if self.taken(work, back).is_some() {
+                    self.ended(work, outcome)
+                } else {
+                    Say::Stale
+                }
+            }
             Input::Postmaster { news, back } => self.postmaster(news, back),
             Input::Fired { timer, back } => match self.taken(Thing::Timer(timer), back) {
                 Some(()) => self.fired(timer),
@@ -328,6 +368,8 @@ impl Node {
             S::Failed if self.serves => {}
             _ => return self.refuse(request, Refusal::InvalidStatus),
         }
+        // A latched refresh is done once after the present work, and this has just become the present work.
+        self.latched = self.waits_for(Thing::Timer(Timer::LatchedRefresh));
         self.cancel(&[Thing::WarmUp, Thing::Timer(Timer::LatchedRefresh)]);
         self.status = S::ConfigurationPending;
         self.configure = Some(request);
@@ -358,6 +400,12 @@ impl Node {
                 self.reply(request, Reply::RefreshAccepted);
                 Say::Latched(None)
             }
+            S::Failed if !self.serves && !self.readable() => {
+                // Nothing may be started before what the last Postgres left is cleared up.
+                self.gone.as_mut().expect("failed without Postgres").refresh = true;
+                self.reply(request, Reply::RefreshAccepted);
+                Say::Latched(None)
+            }
             S::Failed if self.process && !self.serves => self.refuse(request, Refusal::PostmasterUnconfirmed),
             S::Running | S::Failed => {
                 self.reply(request, Reply::RefreshAccepted);
@@ -367,10 +415,11 @@ impl Node {
         }
     }
 
-    /// As a refresh that nobody waits for.
+    /// As a refresh that nobody waits for; but it starts nothing.
     fn hint(&mut self) -> Say {
         match self.status {
-            S::Running => {
+            S::Failed if !self.serves => Say::Stale,
+            S::Running | S::Failed => {
                 self.begin_refresh();
                 Say::Taken
             }
@@ -383,7 +432,7 @@ impl Node {
         }
     }
 
-    fn begin_refresh(&mut self) {
+    pub(super) fn begin_refresh(&mut self) {
         self.cancel(&[Thing::Timer(Timer::LatchedRefresh), Thing::Timer(Timer::FailedLinger)]);
         self.status = S::RefreshConfigurationPending;
         self.attempt = 0;
@@ -392,7 +441,7 @@ impl Node {
     }
 
     fn fetch(&mut self) {
-        let applied = self.applied.map(|spec| spec.revision);
+        let applied = self.applied.filter(|_| self.serves).map(|spec| spec.revision);
         self.ask(Ask::Fetch { applied });
     }
 
@@ -410,45 +459,34 @@ impl Node {
     fn ended(&mut self, work: Thing, outcome: Outcome) -> Say {
         match (self.status, work, outcome) {
             (S::Empty, Thing::WarmUp, _) => {}
-            (S::ConfigurationPending, Thing::Resolve, Outcome::Good) if self.process => {
+            (S::ConfigurationPending, Thing::Resolve, Outcome::Good) if self.serves => {
                 self.status = S::Configuration;
                 self.apply(false);
             }
             (S::ConfigurationPending, Thing::Resolve, Outcome::Good) => self.init(false),
-            (S::ConfigurationPending, Thing::Resolve, Outcome::Bad) if self.process => self.fail_alive(),
-            (S::ConfigurationPending, Thing::Resolve, Outcome::Bad) => self.fail_start(),
+            (S::ConfigurationPending, Thing::Resolve, _) if self.serves => self.fail_alive(),
+            (S::ConfigurationPending, Thing::Resolve, _) => self.fail_start(),
 
             (S::Init, Thing::Prepare, Outcome::Good) => {
                 let spec = self.wanted().revision;
                 self.ask(Ask::Start { spec });
                 self.ask(Ask::Arm(Timer::StartDeadline, self.policy.start));
             }
-            (S::Init, Thing::Prepare, Outcome::Bad) => self.fail_start(),
+            (S::Init, Thing::Prepare, _) => self.fail_start(),
             (S::Init, Thing::Apply, Outcome::Good) => self.succeed(),
-            (S::Init, Thing::Apply, Outcome::Bad) => self.fail_start(),
+            (S::Init, Thing::Apply, _) => self.abandon(StopMode::Fast),
 
             (S::Configuration, Thing::Apply, Outcome::Good) => self.succeed(),
-            (S::Configuration, Thing::Apply, Outcome::Bad) => self.fail_alive(),
+            (S::Configuration, Thing::Apply, _) => self.fail_alive(),
 
             (S::RefreshConfigurationPending, Thing::Fetch, Outcome::Found { same, final_sync }) => {
                 let spec = self.new_spec(final_sync);
-                if !self.process {
-                    self.wanted = Some(spec);
-                    self.init(false);
-                } else if same && self.wanted == self.applied {
-                    self.status = S::Running;
-                } else {
-                    self.wanted = Some(spec);
-                    self.status = S::RefreshConfiguration;
-                    self.apply(false);
-                }
+                self.found(spec, same);
             }
-            (S::RefreshConfigurationPending, Thing::Fetch, Outcome::NoSpec) => {
-                self.go_down(false, ExitReason::Detached, true);
-            }
+            (S::RefreshConfigurationPending, Thing::Fetch, Outcome::NoSpec) => self.go_down(Ending::Detached),
             (S::RefreshConfigurationPending, Thing::Fetch, _) => self.back_off(),
             (S::RefreshConfiguration, Thing::Apply, Outcome::Good) => self.succeed(),
-            (S::RefreshConfiguration, Thing::Apply, Outcome::Bad) => {
+            (S::RefreshConfiguration, Thing::Apply, _) => {
                 self.status = S::RefreshConfigurationPending;
                 self.back_off();
             }
@@ -457,18 +495,38 @@ impl Node {
         Say::Taken
     }
 
+    /// Pageservers are compared with what was applied; what is wanted and not applied is applied again.
+    fn found(&mut self, spec: Spec, same: bool) {
+        if !self.serves {
+            self.wanted = Some(spec);
+            return self.init(false);
+        }
+        let (wanted, pushed) = match self.unapplied {
+            None if same => {
+                self.status = S::Running;
+                self.fault = false;
+                return;
+            }
+            Some((pushed, true)) if same => (pushed, true),
+            _ => (spec, false),
+        };
+        self.wanted = Some(wanted);
+        self.unapplied = Some((wanted, pushed));
+        self.status = S::RefreshConfiguration;
+        self.apply(false);
+    }
+
     fn back_off(&mut self) {
-        let pause = self
-            .policy
-            .refresh_backoff
-            .saturating_mul(1 << self.attempt.min(20))
-            .min(self.policy.refresh_backoff_cap);
-        self.attempt = self.attempt.saturating_add(1);
+        self.fault = true;
+        let pause =
+            self.policy.refresh_backoff.saturating_mul(1 << self.attempt).min(self.policy.refresh_backoff_cap);
+        self.attempt = (self.attempt + 1).min(30);
         self.ask(Ask::Arm(Timer::RefreshBackoff, pause));
     }
 
-    fn init(&mut self, restart: bool) {
+    pub(super) fn init(&mut self, restart: bool) {
         self.status = S::Init;
+        self.gone = None;
         let spec = self.wanted().revision;
         self.ask(Ask::Prepare { spec, restart });
     }
@@ -481,9 +539,15 @@ impl Node {
     /// What was wanted is applied.
     fn succeed(&mut self) {
         self.status = S::Running;
+        self.serves = true;
         self.applied = self.wanted;
+        self.unapplied = None;
         self.fault = false;
         self.answer_configure(Reply::Configured);
+        self.arm_latched();
+    }
+
+    fn arm_latched(&mut self) {
         if std::mem::take(&mut self.latched) {
             self.ask(Ask::Arm(Timer::LatchedRefresh, Duration::ZERO));
         }
@@ -493,22 +557,23 @@ impl Node {
     fn fail_alive(&mut self) {
         self.status = S::Failed;
         self.fault = true;
+        self.unapplied = self.wanted.map(|spec| (spec, true));
         self.answer_configure(Reply::ConfigureFailed);
+        self.arm_latched();
     }
 
     fn fired(&mut self, timer: Timer) -> Say {
         match (self.status, timer) {
             (_, Timer::RestartForgiven) => self.restarts -= 1,
-            (S::Running, Timer::LatchedRefresh) => self.begin_refresh(),
+            (S::Running | S::Failed, Timer::LatchedRefresh) => self.begin_refresh(),
             (S::RefreshConfigurationPending, Timer::RefreshBackoff) => self.fetch(),
-            (S::Init, Timer::StartDeadline) => self.fail_start(),
+            (S::Init, Timer::StartDeadline) => self.abandon(StopMode::Immediate),
             (S::Failed, Timer::FailedLinger) => {
-                let reason = self.failed_as.unwrap_or(ExitReason::StartFailed);
-                self.status = S::Terminated;
+                let reason = self.gone.expect("failed without Postgres").reason;
                 self.ask(Ask::Exit(reason));
             }
             (S::Terminated, Timer::TerminatedLinger) => {
-                let reason = self.down.as_ref().map_or(ExitReason::Stopped, |down| down.reason);
+                let reason = self.down.as_ref().expect("terminated by a shutdown").reason;
                 self.ask(Ask::Exit(reason));
             }
             _ => return self.down_fired(timer),
@@ -531,24 +596,20 @@ impl Node {
             }
             News::Ready if self.status == S::Init && self.waits_for(deadline) => {
                 self.cancel(&[deadline]);
-                self.serves = true;
+                self.ready = true;
                 self.apply(true);
                 Say::Taken
             }
             News::Activity if self.serves => Say::Taken,
             News::Progressed | News::Ready | News::Activity => Say::Stale,
-            News::SpawnFailed | News::Exited(_) => {
+            News::SpawnFailed => {
                 self.live.remove(&item);
-                let served = std::mem::take(&mut self.serves);
-                self.process = false;
-                let exit = if let News::Exited(exit) = news { Some(exit) } else { None };
-                self.gone(exit, served)
+                self.lost(None)
+            }
+            News::Exited(exit) => {
+                self.live.remove(&item);
+                self.lost(Some(exit))
             }
         }
-    }
-
-    /// The restart policy, once a crash is visible.
-    fn may_restart(&self) -> bool {
-        self.policy.restart == RestartPolicy::OnFailure && self.restarts < self.policy.restart_budget
     }
 }
