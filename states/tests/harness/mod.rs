@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use compute_states::{
-    Cause, ComputeStatus, Effect, Epoch, Event, Exit, FailureClass, FetchedSpec, Machine, Policy, RequestId, RestartPolicy,
+    Cause, ComputeStatus, Effect, Epoch, Event, Exit, FetchedSpec, Machine, Policy, RequestId, RestartPolicy,
     Revision, SpecOutline, TerminateMode, Timer, Verdict,
 };
 
-use crate::reference::{Ask, END_OF_LOG, Input, Item, News, Node, Outcome, Say, Thing};
+use crate::reference::{Ask, END_OF_LOG, Input, Item, News, Node, Outcome, SPAWN_FAILS, Say, Thing, WORK_FAILS};
 
 pub mod watch;
 
@@ -143,7 +143,8 @@ impl<S: Subject> Run<S> {
         let row = self.node.row(input);
         let asks = self.asks(&reaction.effects);
         let machine = self.subject.machine();
-        let (status, fault) = (machine.status(), machine.fault().is_some());
+        let status = machine.status();
+        let fault = machine.fault().map(|fault| (fault.kind, self.name(fault.epoch)));
         let complaint = |by, text: String| {
             let text = format!("{before} x {event:?} -> {status}, {:?}: {text}", reaction.verdict);
             Err(Complaint { by, text })
@@ -153,14 +154,15 @@ impl<S: Subject> Run<S> {
             expected.sort();
             let mut got = asks.unwrap_or_else(|text| panic_free(text, &mut expected));
             got.sort();
-            if (status, fault, say(reaction.verdict)) != (row.status, row.fault, row.say) {
-                return complaint(Oracle::Table, format!("the table says {row:?}, fault {fault}"));
+            let noted = row.fault.map(|(kind, item)| (kind, Some(item)));
+            if (status, fault, say(reaction.verdict)) != (row.status, noted, row.say) {
+                return complaint(Oracle::Table, format!("the table says {row:?}, fault {fault:?}"));
             }
             if got != expected {
                 return complaint(Oracle::Table, format!("asked {got:?}, the table asks {expected:?}"));
             }
         }
-        let found = self.watch.judge(&event, before, status, fault, &reaction);
+        let found = self.watch.judge(&event, before, status, fault.is_some(), &reaction);
         if self.oracles[1]
             && let Err(text) = found
         {
@@ -211,7 +213,7 @@ impl<S: Subject> Run<S> {
             Input::Postmaster { news, back } => {
                 let postmaster = self.epoch(Thing::Postmaster, back);
                 match news {
-                    News::SpawnFailed => Event::SpawnFailed { postmaster, class: FailureClass::Permanent },
+                    News::SpawnFailed => Event::SpawnFailed { postmaster, class: SPAWN_FAILS },
                     News::Progressed => Event::PostmasterProgressed { postmaster },
                     News::Ready => Event::PostmasterReady { postmaster },
                     News::Exited(exit) => Event::PostmasterExited { postmaster, exit },
@@ -225,7 +227,7 @@ impl<S: Subject> Run<S> {
 
     fn result(&mut self, work: Thing, outcome: Outcome, epoch: Epoch, back: u8) -> Event {
         let good = outcome == Outcome::Good;
-        let class = FailureClass::Transient;
+        let class = WORK_FAILS;
         match work {
             Thing::WarmUp => Event::WarmUpEnded { epoch },
             Thing::Resolve if good => Event::SpecResolved { epoch },

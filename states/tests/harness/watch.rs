@@ -116,7 +116,8 @@ impl Watch {
     fn verdict(&self, before: S, after: S, reaction: &Reaction) -> Result<(), String> {
         ensure(reaction.has_verdict, "no verdict")?;
         let moved = matches!(reaction.verdict, Verdict::Moved(_));
-        ensure(moved == (before != after), "the verdict and the status disagree on a move")?;
+        let unseen = before == S::Failed && after == S::Failed;
+        ensure(moved == (before != after) || (moved && unseen), "the verdict and the status disagree on a move")?;
         ensure(before != S::Terminated || after == S::Terminated, "Terminated was left")?;
         if reaction.verdict == Verdict::Stale {
             ensure(reaction.effects.is_empty() && !reaction.changed, "a stale event did something")?;

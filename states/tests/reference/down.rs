@@ -187,9 +187,9 @@ impl Node {
     // ---- failures without a Postgres --------------------------------------------------------------------
 
     /// A start failed and left nothing.
-    pub(super) fn fail_start(&mut self) {
+    pub(super) fn fail_start(&mut self, fault: FaultKind, thing: Thing) {
         self.answer_configure(Reply::ConfigureFailed);
-        self.fault = true;
+        self.note(fault, thing);
         self.gone = Some(Gone { reason: ExitReason::StartFailed, restart: None, refresh: false, sync: None });
         if self.latched {
             self.begin_refresh();
@@ -202,7 +202,6 @@ impl Node {
     /// A start failed whose postmaster lives: it is stopped before anything else.
     pub(super) fn abandon(&mut self, mode: StopMode) {
         self.answer_configure(Reply::ConfigureFailed);
-        self.fault = true;
         self.abandoned = Some(mode);
         self.stop(mode);
     }
@@ -242,17 +241,24 @@ impl Node {
                 self.wound_up();
             }
             S::Init => {
-                self.fault = true;
                 self.answer_configure(Reply::ConfigureFailed);
                 self.cancel(&[Thing::Timer(Timer::StartDeadline), Thing::Timer(Timer::StopDeadline)]);
                 self.wind_up();
                 match exit {
-                    None if self.abandoned.is_none() => self.fail_start(),
-                    _ => self.clear_up_start(),
+                    _ if self.abandoned.is_some() => self.clear_up_start(),
+                    None => self.fail_start(FaultKind::SpawnFailed(SPAWN_FAILS), Thing::Postmaster),
+                    Some(exit) => {
+                        self.note(FaultKind::ExitedDuringStart(exit), Thing::Postmaster);
+                        self.clear_up_start();
+                    }
                 }
             }
             _ if exit.is_some_and(Exit::is_clean) => self.go_down(Ending::PostgresStopped),
-            _ => self.crashed(exit.expect("a postmaster that served was spawned")),
+            _ => {
+                // From failed with Postgres to failed without is a move that the status does not show.
+                self.crashed(exit.expect("a postmaster that served was spawned"));
+                return Say::Moved;
+            }
         }
         self.ready = false;
         Say::Taken
@@ -263,7 +269,7 @@ impl Node {
         let owes_refresh =
             refreshing || self.latched || self.waits_for(Thing::Timer(Timer::LatchedRefresh));
         let applied = self.applied.expect("it served");
-        self.fault = true;
+        self.note(FaultKind::Crashed(exit), Thing::Postmaster);
         self.latched = false;
         self.unapplied = None;
         self.serves = false;
@@ -276,6 +282,7 @@ impl Node {
             (RestartPolicy::OnFailure, true) => Some(Restart::AfterFetch),
         };
         let sync = Some(applied).filter(|spec| spec.final_sync);
+        self.ready = false;
         self.clear_up(Gone { reason: ExitReason::PostgresExited(exit), restart, refresh: false, sync });
     }
 
@@ -385,7 +392,7 @@ impl Node {
                 }
                 if self.stopping() {
                     self.unconfirmed = true;
-                    self.fault = true;
+                    self.note(FaultKind::PostmasterUnconfirmed, Thing::Postmaster);
                     self.down_mut().reason = ExitReason::StopKilled;
                 }
                 self.winding = None;
@@ -427,7 +434,7 @@ impl Node {
     }
 
     fn sync_failed(&mut self) {
-        self.fault = true;
+        self.note(FaultKind::FinalSyncFailed, Thing::FinalSync);
         let waited = !self.waiters.is_empty();
         let down = self.down_mut();
         let asked = waited || down.sync.is_some_and(|(_, asked)| asked);

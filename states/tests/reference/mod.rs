@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use compute_states::{
-    ComputeStatus, Exit, ExitReason, Lsn, Policy, Refusal, Reply, StopMode, TerminateMode, TerminationResult,
+    ComputeStatus, Exit, ExitReason, FailureClass, FaultKind, Lsn, Policy, Refusal, Reply, StopMode, TerminateMode, TerminationResult,
     Timer,
 };
 
@@ -107,7 +107,7 @@ pub enum Say {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub status: ComputeStatus,
-    pub fault: bool,
+    pub fault: Option<(FaultKind, Item)>,
     pub say: Say,
     /// In no particular order.
     pub asks: Vec<Ask>,
@@ -153,7 +153,7 @@ pub struct Node {
     pub policy: Policy,
     pub booted: bool,
     pub status: ComputeStatus,
-    pub fault: bool,
+    pub fault: Option<(FaultKind, Item)>,
     pub wanted: Option<Spec>,
     pub applied: Option<Spec>,
     /// What could not be applied, and whether it was pushed by `/configure`.
@@ -187,6 +187,10 @@ pub struct Node {
     asks: Vec<Ask>,
 }
 
+/// How all work of these tests fails, and all spawns.
+pub const WORK_FAILS: FailureClass = FailureClass::Transient;
+pub const SPAWN_FAILS: FailureClass = FailureClass::Permanent;
+
 /// The end of the log which every good final sync of these tests reports.
 pub const END_OF_LOG: Lsn = Lsn(0x1_0000_0028);
 
@@ -198,7 +202,7 @@ impl Node {
             policy,
             booted: false,
             status: S::Empty,
-            fault: false,
+            fault: None,
             wanted: None,
             applied: None,
             unapplied: None,
@@ -337,6 +341,11 @@ impl Node {
         }
     }
 
+    /// The error, and the latest of what met it.
+    fn note(&mut self, fault: FaultKind, thing: Thing) {
+        self.fault = self.item(thing, 0).map(|item| (fault, item));
+    }
+
     fn wanted(&self) -> Spec {
         self.wanted.expect("a spec is wanted wherever this is asked")
     }
@@ -464,31 +473,40 @@ impl Node {
                 self.apply(false);
             }
             (S::ConfigurationPending, Thing::Resolve, Outcome::Good) => self.init(false),
-            (S::ConfigurationPending, Thing::Resolve, _) if self.serves => self.fail_alive(),
-            (S::ConfigurationPending, Thing::Resolve, _) => self.fail_start(),
+            (S::ConfigurationPending, Thing::Resolve, _) if self.serves => {
+                self.fail_alive(FaultKind::SpecRejected(WORK_FAILS), work);
+            }
+            (S::ConfigurationPending, Thing::Resolve, _) => {
+                self.fail_start(FaultKind::SpecRejected(WORK_FAILS), work);
+            }
 
             (S::Init, Thing::Prepare, Outcome::Good) => {
                 let spec = self.wanted().revision;
                 self.ask(Ask::Start { spec });
                 self.ask(Ask::Arm(Timer::StartDeadline, self.policy.start));
             }
-            (S::Init, Thing::Prepare, _) => self.fail_start(),
+            (S::Init, Thing::Prepare, _) => self.fail_start(FaultKind::StorageFailed(WORK_FAILS), work),
             (S::Init, Thing::Apply, Outcome::Good) => self.succeed(),
-            (S::Init, Thing::Apply, _) => self.abandon(StopMode::Fast),
+            (S::Init, Thing::Apply, _) => {
+                self.note(FaultKind::ApplyFailed(WORK_FAILS), work);
+                self.abandon(StopMode::Fast);
+            }
 
             (S::Configuration, Thing::Apply, Outcome::Good) => self.succeed(),
-            (S::Configuration, Thing::Apply, _) => self.fail_alive(),
+            (S::Configuration, Thing::Apply, _) => self.fail_alive(FaultKind::ApplyFailed(WORK_FAILS), work),
 
             (S::RefreshConfigurationPending, Thing::Fetch, Outcome::Found { same, final_sync }) => {
                 let spec = self.new_spec(final_sync);
                 self.found(spec, same);
             }
             (S::RefreshConfigurationPending, Thing::Fetch, Outcome::NoSpec) => self.go_down(Ending::Detached),
-            (S::RefreshConfigurationPending, Thing::Fetch, _) => self.back_off(),
+            (S::RefreshConfigurationPending, Thing::Fetch, _) => {
+                self.back_off(FaultKind::FetchFailed(WORK_FAILS), work);
+            }
             (S::RefreshConfiguration, Thing::Apply, Outcome::Good) => self.succeed(),
             (S::RefreshConfiguration, Thing::Apply, _) => {
                 self.status = S::RefreshConfigurationPending;
-                self.back_off();
+                self.back_off(FaultKind::ApplyFailed(WORK_FAILS), work);
             }
             _ => return self.down_ended(work, outcome),
         }
@@ -504,7 +522,7 @@ impl Node {
         let (wanted, pushed) = match self.unapplied {
             None if same => {
                 self.status = S::Running;
-                self.fault = false;
+                self.fault = None;
                 return;
             }
             Some((pushed, true)) if same => (pushed, true),
@@ -516,8 +534,8 @@ impl Node {
         self.apply(false);
     }
 
-    fn back_off(&mut self) {
-        self.fault = true;
+    fn back_off(&mut self, fault: FaultKind, thing: Thing) {
+        self.note(fault, thing);
         let pause =
             self.policy.refresh_backoff.saturating_mul(1 << self.attempt).min(self.policy.refresh_backoff_cap);
         self.attempt = (self.attempt + 1).min(30);
@@ -542,7 +560,7 @@ impl Node {
         self.serves = true;
         self.applied = self.wanted;
         self.unapplied = None;
-        self.fault = false;
+        self.fault = None;
         self.answer_configure(Reply::Configured);
         self.arm_latched();
     }
@@ -554,9 +572,9 @@ impl Node {
     }
 
     /// Postgres serves on with what it had.
-    fn fail_alive(&mut self) {
+    fn fail_alive(&mut self, fault: FaultKind, thing: Thing) {
         self.status = S::Failed;
-        self.fault = true;
+        self.note(fault, thing);
         self.unapplied = self.wanted.map(|spec| (spec, true));
         self.answer_configure(Reply::ConfigureFailed);
         self.arm_latched();
@@ -567,7 +585,10 @@ impl Node {
             (_, Timer::RestartForgiven) => self.restarts -= 1,
             (S::Running | S::Failed, Timer::LatchedRefresh) => self.begin_refresh(),
             (S::RefreshConfigurationPending, Timer::RefreshBackoff) => self.fetch(),
-            (S::Init, Timer::StartDeadline) => self.abandon(StopMode::Immediate),
+            (S::Init, Timer::StartDeadline) => {
+                self.note(FaultKind::StartTimedOut, Thing::Postmaster);
+                self.abandon(StopMode::Immediate);
+            }
             (S::Failed, Timer::FailedLinger) => {
                 let reason = self.gone.expect("failed without Postgres").reason;
                 self.ask(Ask::Exit(reason));
