@@ -62,8 +62,8 @@ fn server_processes_that_do_not_notice_go_too() {
             false => place.start(&[]),
         };
         node.wait_status("running");
-        let session = place.session("select 1");
-        stop_process(session.backend);
+        let session = place.session("select");
+        stop_process(&session.backend);
         let before = place.processes();
         kill_postmaster(&node);
         node.ends_with(1, &before);
@@ -108,8 +108,8 @@ fn a_server_process_that_crashes_is_postgres_own_business() {
     place.configure(&place.spec());
     let node = place.start(&[]);
     node.wait_status("running");
-    let session = place.session("select 1");
-    kill(Pid::from_raw(session.backend), Signal::SIGKILL).unwrap();
+    let session = place.session("select");
+    session.backend.signal(Signal::SIGKILL);
     node.wait("the recovery", |node| {
         (node.log().matches("database system is ready to accept connections").count() == 2).then_some(())
     });

@@ -132,9 +132,9 @@ fn a_second_signal_does_not_wait_for_sessions_and_a_third_kills() {
     for (signals, code) in [(2, 0), (3, 76)] {
         let place = Place::new();
         let (node, pid) = started(&place, &[]);
-        let session = place.session("select 1");
+        let session = place.session("select");
         // It cannot end while it stands still, so the shutdown waits for it.
-        stop_process(session.backend);
+        stop_process(&session.backend);
         let before = place.processes();
         for number in 1..=signals {
             signal(pid, Signal::SIGTERM);

@@ -61,7 +61,7 @@ fn without_a_spec_it_is_empty_until_it_is_configured_and_again() {
     let spec = with_roles(&place);
     let (code, body) = node.configure(&spec);
     assert_eq!((code, &body["status"]), (200, &json!("running")), "{body}");
-    assert_eq!(node.transitions(), ["configuration_pending", "init", "running"]);
+    assert_eq!(node.transitions(), ["configuration-pending", "init", "running"]);
     assert_eq!(place.log_in("alice", "secret of alice", "app"), Ok("alice".to_owned()));
     assert_eq!(place.sql("show work_mem"), "4MB");
     let postmaster = node.postmaster();
@@ -117,7 +117,7 @@ fn a_refresh_of_a_running_compute_ends_where_it_began() {
     assert_eq!(node.refresh(), 200);
     node.wait("the refresh", |node| {
         let went = node.transitions();
-        (went.len() == 4).then(|| assert_eq!(went[2..], ["refresh_configuration_pending", "running"]))
+        (went.len() == 4).then(|| assert_eq!(went[2..], ["refresh-configuration-pending", "running"]))
     });
     let (_, text) = http(place.external, "GET", "/metrics", None, None).unwrap();
     assert!(text.contains("compute_ctl_effects_total") || text.contains("FetchSpec"), "{text}");

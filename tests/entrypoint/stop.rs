@@ -56,11 +56,10 @@ fn empty() {
 
 #[test]
 fn while_the_warm_up_runs_initdb() {
-    let place = Place::new();
+    let place = Place::without_template();
     let pgbin = wrapped(&place, &[("initdb", &stall(&place))]);
     place.configure(&Value::Null);
-    let cache = place.path().join("own-cache").to_str().unwrap().to_owned();
-    let node = place.start(&["--pgbin", &pgbin, "--cache-dir", &cache]);
+    let node = place.start(&["--pgbin", &pgbin]);
     let before = stalled(&place, &node);
     assert_eq!(node.wait_status("empty")["error"], Value::Null);
     terminated(&node, &before);
@@ -68,11 +67,10 @@ fn while_the_warm_up_runs_initdb() {
 
 #[test]
 fn while_initdb_is_under_way() {
-    let place = Place::new();
+    let place = Place::without_template();
     let pgbin = wrapped(&place, &[("initdb", &stall(&place))]);
     place.configure(&place.spec());
-    let cache = place.path().join("own-cache").to_str().unwrap().to_owned();
-    let node = place.start(&["--pgbin", &pgbin, "--cache-dir", &cache]);
+    let node = place.start(&["--pgbin", &pgbin]);
     let before = stalled(&place, &node);
     node.wait_status("init");
     terminated(&node, &before);
@@ -131,10 +129,9 @@ fn with_a_role(place: &Place) -> Value {
     spec
 }
 
-fn waits_for_the_lock(place: &Place) {
-    eventually("a session that waits for the lock", || {
-        let waiting = place.sql("select count(*) from pg_locks where not granted");
-        (waiting != "0").then_some(())
+fn waits_for_the_lock(place: &Place, node: &Node<'_>) {
+    node.wait("a session that waits for the lock", |_| {
+        (place.sql("select count(*) from pg_locks where not granted") != "0").then_some(())
     });
 }
 
@@ -144,7 +141,7 @@ fn while_a_configuration_waits_for_a_lock() {
     let (node, _session) = with_locked_catalog(&place);
     let spec = crate::support::node::config(&with_a_role(&place));
     let configured = node.post_later("/configure", Some(&spec));
-    waits_for_the_lock(&place);
+    waits_for_the_lock(&place, &node);
     node.wait_status("configuration");
     let before = place.processes();
     terminated(&node, &before);
@@ -156,16 +153,18 @@ fn while_a_configuration_waits_for_a_lock() {
 #[test]
 fn while_a_refresh_applies_what_had_failed() {
     let place = Place::new();
-    let (node, session) = with_locked_catalog(&place);
-    drop(session);
+    place.configure(&place.spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
     let mut spec = with_a_role(&place);
-    spec["cluster"]["databases"] = json!([{ "name": "other", "owner": "nobody at all" }]);
+    spec["cluster"]["databases"] = json!([{ "name": "other", "owner": "somebody" }]);
     assert_eq!(node.configure(&spec).0, 500);
-    place.sql("drop role if exists late");
-    let _session = place.session("begin; lock table pg_authid in share row exclusive mode");
+    place.sql("create role somebody");
+    let _session =
+        place.session("drop role if exists late; begin; lock table pg_authid in share row exclusive mode");
     assert_eq!(node.refresh(), 200);
     node.wait_status("refresh_configuration");
-    waits_for_the_lock(&place);
+    waits_for_the_lock(&place, &node);
     let before = place.processes();
     terminated(&node, &before);
 }
@@ -242,9 +241,9 @@ fn several_terminations_join_and_all_are_answered() {
     place.configure(&place.spec());
     let node = place.start(&[]);
     node.wait_status("running");
-    let session = place.session("select 1");
+    let session = place.session("select");
     // A server process that does not run cannot end, and so the shutdown takes until it does.
-    stop_process(session.backend);
+    stop_process(&session.backend);
     let before = place.processes();
     let fast = node.post_later("/terminate", None);
     node.wait_status("termination_pending_fast");
@@ -254,7 +253,7 @@ fn several_terminations_join_and_all_are_answered() {
     node.wait("the third request", |node| {
         (node.log().matches("path=\"/terminate\"").count() >= 3).then_some(())
     });
-    continue_process(session.backend);
+    session.backend.signal(Signal::SIGCONT);
     for request in [fast, immediate, joined] {
         assert_eq!(request.join().unwrap(), (200, r#"{"lsn":null}"#.to_owned()));
     }
@@ -263,11 +262,7 @@ fn several_terminations_join_and_all_are_answered() {
 }
 
 /// Has a server process of ours stand still.
-pub(crate) fn stop_process(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
-    eventually("a process that stands still", || Process::of(pid).filter(|process| process.state == 'T'));
-}
-
-fn continue_process(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+pub(crate) fn stop_process(process: &Process) {
+    process.signal(Signal::SIGSTOP);
+    eventually("a process that stands still", || Process::of(process.pid).filter(|now| now.state == 'T'));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -56,9 +56,10 @@ pub(crate) fn token(compute_id: &str) -> String {
 
 /// A directory with a config, a data directory and ports. Nodes run in it, one after the other or at once.
 pub(crate) struct Place {
-    dir: TempDir,
+    /// Removed at drop.
+    _dir: TempDir,
     path: PathBuf,
-    cache: Arc<TempDir>,
+    cache: Option<Arc<TempDir>>,
     pub(crate) external: u16,
     pub(crate) internal: u16,
     pub(crate) postgres: u16,
@@ -100,7 +101,14 @@ impl Place {
     pub(crate) fn new() -> Self {
         let dir = temp_dir();
         let path = fs::canonicalize(dir.path()).expect("it was just made");
-        Place { path, dir, cache: cache(), external: port(), internal: port(), postgres: port() }
+        Place { path, _dir: dir, cache: Some(cache()), external: port(), internal: port(), postgres: port() }
+    }
+
+    /// The same without a template of `initdb` at hand.
+    pub(crate) fn without_template() -> Self {
+        let mut place = Place::new();
+        place.cache = None;
+        place
     }
 
     /// Where everything of this place is.
@@ -112,8 +120,9 @@ impl Place {
         self.path.join("pgdata")
     }
 
+    /// Where templates are: shared with other tests, or below this place.
     pub(crate) fn cache(&self) -> PathBuf {
-        self.cache.path().to_owned()
+        self.cache.as_ref().map_or_else(|| self.path.join("cache"), |shared| shared.path().to_owned())
     }
 
     pub(crate) fn config_file(&self) -> PathBuf {
@@ -257,18 +266,19 @@ impl Place {
 
     /// A session that has run `sql` and stays open.
     pub(crate) fn session(&self, sql: &str) -> Session {
+        const MARK: &str = "backend|";
         let mut psql = self.psql("postgres");
         psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = psql.spawn().expect("psql runs");
-        let mut input = child.stdin.take().expect("piped above");
-        writeln!(input, "{sql};\nselect pg_backend_pid();").expect("psql reads");
-        let mut output = child.stdout.take().expect("piped above");
-        let (mut text, mut byte) = (String::new(), [0]);
-        while byte != *b"\n" {
-            assert_eq!(output.read(&mut byte).expect("psql answers"), 1, "psql ended");
-            text.push(char::from(byte[0]));
-        }
-        Session { child, backend: text.trim().parse().expect("the last statement returns a number") }
+        let input = child.stdin.as_mut().expect("piped above");
+        writeln!(input, "{sql};\nselect 'backend', pg_backend_pid();").expect("psql reads");
+        let lines = BufReader::new(child.stdout.take().expect("piped above")).lines();
+        let backend = lines.map_while(Result::ok).find_map(|line| line.strip_prefix(MARK)?.parse().ok());
+        let backend = backend.unwrap_or_else(|| panic!("psql ended: {sql}"));
+        // It will be signalled, so better look whom.
+        let server = Process::of(backend).expect("the session is open");
+        assert_eq!(server.name, "postgres");
+        Session { child, backend: server }
     }
 
     /// Logs in with a password that the server really asks for: connections from 127.0.0.1 are trusted, so this
@@ -308,9 +318,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         // Only after a failure is there anything left. Each is this test's, by its directory.
         for process in self.processes() {
-            process.kill();
+            process.signal(Signal::SIGKILL);
         }
-        let _ = self.dir.path();
     }
 }
 
@@ -324,7 +333,7 @@ pub(crate) fn config(spec: &Value) -> Value {
 pub(crate) struct Session {
     child: Child,
     /// The process that serves it.
-    pub(crate) backend: i32,
+    pub(crate) backend: Process,
 }
 
 impl Drop for Session {

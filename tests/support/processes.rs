@@ -39,9 +39,10 @@ impl Process {
         Process::of(self.pid).is_some_and(|now| now.start == self.start)
     }
 
-    pub(crate) fn kill(&self) {
+    /// Signals it, if it is still there.
+    pub(crate) fn signal(&self, signal: Signal) {
         if self.exists() {
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(self.pid), signal);
         }
     }
 
