@@ -268,12 +268,13 @@ fn source(options: &RunOptions) -> Option<Source> {
     }
 }
 
-/// Claims the data directory for this process, and makes sure that no server lives on it.
+/// Claims the data directory for this process, and makes sure that no server lives on it. Touches nothing in it:
+/// whether it may be used is not known yet.
 async fn claim(path: &Path) -> Result<Arc<DataDir>, StartError> {
     let path = path.to_owned();
     let claimed = tokio::task::spawn_blocking(move || {
         let pgdata = DataDir::claim(&path)?;
-        pgdata.ensure_unused()?;
+        pgdata.ensure_no_server()?;
         Ok::<_, StartError>(pgdata)
     });
     claimed.await.map_err(|error| StartError::Runtime(error.into()))?
