@@ -394,6 +394,9 @@ fn exit(status: std::process::ExitStatus) -> Exit {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Code(code),
+        // Catching its stop signals is among the first things a postmaster does, before it opens anything. One
+        // that ends by such a signal was asked to stop before that, and there was nothing to shut down.
+        (None, Some(nix::libc::SIGINT | nix::libc::SIGTERM)) => Exit::Code(0),
         (None, signal) => Exit::Signal(signal.unwrap_or_default()),
     }
 }
