@@ -61,14 +61,18 @@ impl RealWorld {
         RealWorld { parts: Arc::new(parts), postmaster: Arc::default() }
     }
 
-    /// The guard outside the loop: whatever became of it, no Postgres outlives this program. Without effect
-    /// after an orderly end.
+    /// The guard outside the loop: whatever became of it, no Postgres outlives this program, nor anything that a
+    /// Postgres had started.
     pub(super) async fn leave_nothing(&self) {
         let process = lock(&self.postmaster).process.take();
         if let Some(process) = process {
             process.signal(crate::postgres::StopMode::Immediate);
             let outcome = process.sweep(limits::LAST_SWEEP).await;
             tracing::warn!(?outcome, "a postmaster was left, and has been ended");
+        }
+        let ended = process::end_adopted(limits::SWEEP).await;
+        if ended > 0 {
+            tracing::info!(ended, "orphans of Postgres were ended");
         }
     }
 }

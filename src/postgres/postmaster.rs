@@ -232,15 +232,13 @@ impl Postmaster {
                 match (now >= polite, known) {
                     (true, _) => proctable::signal(stat, Signal::KILL),
                     (false, true) => {}
-                    (false, false) if self.shared.is_server(stat) => {
-                        proctable::signal(stat, Signal::QUIT)
-                    }
+                    (false, false) if self.shared.is_server(stat) => proctable::signal(stat, Signal::QUIT),
                     (false, false) => proctable::signal(stat, Signal::TERM),
                 }
             }
             let until = if now < polite { polite.min(end) } else { end };
             let until = until.min(now + limits::SWEEP_LOOK);
-            let _look_again = timeout_at(until, all_ended(&living)).await;
+            let _look_again = timeout_at(until, proctable::all_ended(&living)).await;
             reap_commands(&living);
         }
         let mut log_ended = self.log_ended.clone();
@@ -254,14 +252,6 @@ impl Drop for Postmaster {
         if !*self.exited.borrow() {
             self.shared.group.signal(Signal::QUIT);
         }
-    }
-}
-
-async fn all_ended(processes: &[Stat]) {
-    for stat in processes {
-        let Some(pinned) = proctable::pin(stat) else { continue };
-        let Ok(pinned) = proctable::watched(pinned) else { continue };
-        let _ended = pinned.readable().await;
     }
 }
 

@@ -120,6 +120,15 @@ pub(super) fn signal(stat: &Stat, signal: Signal) {
     }
 }
 
+/// Resolves when all of these have ended. Must be called inside the runtime.
+pub(super) async fn all_ended(processes: &[Stat]) {
+    for stat in processes {
+        let Some(pinned) = pin(stat) else { continue };
+        let Ok(pinned) = watched(pinned) else { continue };
+        let _ended = pinned.readable().await;
+    }
+}
+
 /// A number that changes whenever the process does any work: time on a CPU in nanoseconds, and its I/O.
 /// The command line is part of it because a recovering server shows the WAL segment there.
 pub(super) fn work(pid: i32) -> (String, String, Vec<u8>) {
