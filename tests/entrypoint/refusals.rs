@@ -97,7 +97,7 @@ fn bad_and_unreadable_configs() {
     let mut spec = place.spec();
     spec.as_object_mut().unwrap().remove("storage");
     place.configure(&spec);
-    refused(&place, flat(&place, &[]), 78, &["storage"]);
+    refused(&place, flat(&place, &[]), 78, &["pageserver connection information", "initdb"]);
 
     let mut spec = place.spec();
     spec["mode"] = json!("Replica");

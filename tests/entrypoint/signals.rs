@@ -80,7 +80,8 @@ fn reaps_orphans(by: &[&str]) {
     pg::give(&gate);
     let script = place.script("orphan", &format!("read line < {}", gate.display()));
     for _ in 0..3 {
-        place.sql(&format!("copy (select 1) to program 'setsid {} >/dev/null 2>&1 &'", script.display()));
+        let program = format!("cat >/dev/null; setsid {} >/dev/null 2>&1 &", script.display());
+        place.sql(&format!("copy (select 1) to program '{program}'"));
         let orphan = eventually("an adopted orphan", || {
             place.processes().into_iter().find(|process| process.name == "orphan" && process.parent == pid)
         });
@@ -114,7 +115,7 @@ fn what_sessions_left_in_the_background_goes_with_the_node() {
         let place = Place::new();
         let (node, pid) = started(&place, &[]);
         let script = place.script("orphan", "sleep 1000");
-        let program = format!("{environment} setsid {} >/dev/null 2>&1 &", script.display());
+        let program = format!("cat >/dev/null; {environment} setsid {} >/dev/null 2>&1 &", script.display());
         place.sql(&format!("copy (select 1) to program '{program}'"));
         let before = eventually("an adopted orphan with a child", || {
             let all = place.processes();
@@ -150,13 +151,56 @@ fn a_second_signal_does_not_wait_for_sessions_and_a_third_kills() {
 }
 
 #[test]
-fn a_signal_during_a_start_ends_it() {
+fn a_signal_to_an_empty_compute_ends_it() {
     let place = Place::new();
     place.configure(&Value::Null);
     let node = place.start(&[]);
     node.wait_status("empty");
     node.signal(Signal::SIGINT);
     node.ends_with(0, &[]);
+}
+
+/// A signal to a node whose first act, reading its config, is still under way.
+fn a_signal_at_the_very_beginning(by: &[&str]) {
+    let place = Place::new();
+    mkfifo(&place.config_file(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    pg::give(&place.config_file());
+    let mut command = place.wrapped(by);
+    command.args(place.arguments());
+    let node = place.run(command);
+    // Opening waits for the reader's own opening.
+    let mut config = fs::OpenOptions::new().write(true).open(place.config_file()).unwrap();
+    let pid = if by.is_empty() { node.pid } else { processes::children(node.pid)[0].pid };
+    signal(pid, Signal::SIGTERM);
+    config.write_all(crate::support::node::config(&place.spec()).to_string().as_bytes()).unwrap();
+    drop(config);
+    node.ends_with(0, &[]);
+    assert!(!place.pgdata().join("PG_VERSION").exists());
+}
+
+#[test]
+fn a_signal_that_comes_first_is_not_lost() {
+    a_signal_at_the_very_beginning(&[]);
+}
+
+#[test]
+fn a_signal_that_comes_first_is_not_lost_by_pid_1() {
+    if let Some(words) = as_pid_1() {
+        a_signal_at_the_very_beginning(&words);
+    }
+}
+
+#[test]
+fn a_signal_while_the_server_is_asked_for_its_version() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let stalled = place.path().join("stalled");
+    let program = place.script("postgres", &format!("sleep 1000 & : > {}; wait", stalled.display()));
+    let node = place.start(&["--pgbin", program.to_str().unwrap()]);
+    node.wait("the stall", |_| stalled.exists().then_some(()));
+    let before = place.processes();
+    node.signal(Signal::SIGTERM);
+    node.ends_with(0, &before);
 }
 
 #[test]

@@ -33,6 +33,24 @@ fn stalled<'a>(place: &'a Place, node: &Node<'a>) -> Vec<Process> {
     before
 }
 
+/// Starts a node that stalls in one of PostgreSQL's programs, and ends it there by each of the two ways.
+fn ends_in_a_stall(program: &str, template: bool) {
+    for by_signal in [false, true] {
+        let place = if template { Place::new() } else { Place::without_template() };
+        let pgbin = wrapped(&place, &[(program, &stall(&place))]);
+        place.configure(&place.spec());
+        let node = place.start(&["--pgbin", &pgbin]);
+        let before = stalled(&place, &node);
+        node.wait_status("init");
+        if by_signal {
+            node.signal(Signal::SIGTERM);
+            node.ends_with(0, &before);
+        } else {
+            terminated(&node, &before);
+        }
+    }
+}
+
 /// Terminates and makes sure that it was answered and that nothing is left.
 fn terminated(node: &Node<'_>, before: &[Process]) {
     let (code, body) = node.post("/terminate?mode=immediate", None);
@@ -67,24 +85,12 @@ fn while_the_warm_up_runs_initdb() {
 
 #[test]
 fn while_initdb_is_under_way() {
-    let place = Place::without_template();
-    let pgbin = wrapped(&place, &[("initdb", &stall(&place))]);
-    place.configure(&place.spec());
-    let node = place.start(&["--pgbin", &pgbin]);
-    let before = stalled(&place, &node);
-    node.wait_status("init");
-    terminated(&node, &before);
+    ends_in_a_stall("initdb", false);
 }
 
 #[test]
 fn while_postgres_starts() {
-    let place = Place::new();
-    let pgbin = wrapped(&place, &[("postgres", &stall(&place))]);
-    place.configure(&place.spec());
-    let node = place.start(&["--pgbin", &pgbin]);
-    let before = stalled(&place, &node);
-    node.wait_status("init");
-    terminated(&node, &before);
+    ends_in_a_stall("postgres", true);
 }
 
 #[test]
@@ -114,15 +120,6 @@ fn while_a_wrapped_postgres_serves() {
     assert_eq!(place.cluster_state(), "shut down");
 }
 
-/// A running node whose catalog nobody can change before the session ends.
-fn with_locked_catalog(place: &Place) -> (Node<'_>, crate::support::node::Session) {
-    place.configure(&place.spec());
-    let node = place.start(&[]);
-    node.wait_status("running");
-    let session = place.session("begin; lock table pg_authid in share row exclusive mode");
-    (node, session)
-}
-
 fn with_a_role(place: &Place) -> Value {
     let mut spec = place.spec();
     spec["cluster"]["roles"] = json!([{ "name": "late" }]);
@@ -131,14 +128,22 @@ fn with_a_role(place: &Place) -> Value {
 
 fn waits_for_the_lock(place: &Place, node: &Node<'_>) {
     node.wait("a session that waits for the lock", |_| {
-        (place.sql("select count(*) from pg_locks where not granted") != "0").then_some(())
+        // Before the server is ready nobody can ask.
+        let waiting = place.try_sql("postgres", "select count(*) from pg_locks where not granted");
+        waiting.is_ok_and(|count| count != "0").then_some(())
     });
 }
+
+/// Keeps everybody from changing roles until the transaction ends.
+const LOCK: &str = "begin; lock table pg_authid in share row exclusive mode";
 
 #[test]
 fn while_a_configuration_waits_for_a_lock() {
     let place = Place::new();
-    let (node, _session) = with_locked_catalog(&place);
+    place.configure(&place.spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    let _session = place.session(LOCK);
     let spec = crate::support::node::config(&with_a_role(&place));
     let configured = node.post_later("/configure", Some(&spec));
     waits_for_the_lock(&place, &node);
@@ -151,6 +156,36 @@ fn while_a_configuration_waits_for_a_lock() {
 }
 
 #[test]
+fn while_the_first_catalog_work_waits_for_a_lock() {
+    let place = Place::new();
+    let prepared = json!({ "name": "max_prepared_transactions", "value": "1", "vartype": "integer" });
+    let mut spec = place.kept_spec();
+    spec["cluster"]["settings"].as_array_mut().unwrap().push(prepared);
+    place.configure(&spec);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    // A prepared transaction outlives the server with all its locks.
+    place.sql(&format!("{LOCK}; prepare transaction 'holder'"));
+    node.terminate();
+
+    spec["cluster"]["roles"] = json!([{ "name": "late" }]);
+    place.configure(&spec);
+    for by_signal in [false, true] {
+        let node = place.start(&[]);
+        waits_for_the_lock(&place, &node);
+        node.wait_status("init");
+        let before = place.processes();
+        if by_signal {
+            node.signal(Signal::SIGTERM);
+            node.ends_with(0, &before);
+        } else {
+            terminated(&node, &before);
+        }
+        assert_eq!(place.cluster_state(), "shut down");
+    }
+}
+
+#[test]
 fn while_a_refresh_applies_what_had_failed() {
     let place = Place::new();
     place.configure(&place.spec());
@@ -160,8 +195,7 @@ fn while_a_refresh_applies_what_had_failed() {
     spec["cluster"]["databases"] = json!([{ "name": "other", "owner": "somebody" }]);
     assert_eq!(node.configure(&spec).0, 500);
     place.sql("create role somebody");
-    let _session =
-        place.session("drop role if exists late; begin; lock table pg_authid in share row exclusive mode");
+    let _session = place.session(&format!("drop role if exists late; {LOCK}"));
     assert_eq!(node.refresh(), 200);
     node.wait_status("refresh_configuration");
     waits_for_the_lock(&place, &node);
