@@ -156,15 +156,16 @@ async fn start(
         loop {
             tokio::select! {
                 biased;
-                found = &mut work => break found?,
-                asked = signals.next() => if asked == Asked::Stop {
-                    tracing::info!("stopped before anything was started");
-                    return Ok(ExitCode::Ok);
-                },
+                found = &mut work => break Some(found?),
+                asked = signals.next() => if asked == Asked::Stop { break None },
             }
         }
     };
-    let Found { installation, config } = found;
+    let Some(Found { installation, config }) = found else {
+        tracing::info!("stopped before anything was started");
+        process::end_adopted(limits::SWEEP).await;
+        return Ok(ExitCode::Ok);
+    };
     tracing::info!(version = %installation.version(), program = %installation.postgres().display(), "PostgreSQL found");
 
     let (connstr, postgres_port) = standalone::settle_port(&options);

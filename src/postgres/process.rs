@@ -300,23 +300,23 @@ static INHERITED: OnceLock<Vec<(i32, u64)>> = OnceLock::new();
 /// anyway.
 pub fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)?;
-    let children = adopted().iter().map(|stat| (stat.pid, stat.start)).collect();
+    let children = children().iter().map(|stat| (stat.pid, stat.start)).collect();
     let _called_once = INHERITED.set(children);
     Ok(())
 }
 
-/// Living children that nobody here waits for.
-fn adopted() -> Vec<Stat> {
+fn children() -> Vec<Stat> {
     let me = unistd::getpid().as_raw();
-    let managed = managed();
     let mut all = proctable::all();
-    all.retain(|stat| stat.ppid == me && !stat.is_dead() && !managed.contains(&stat.pid));
+    all.retain(|stat| stat.ppid == me);
     all
 }
 
 /// Kills and reaps adopted orphans and those that become such by this, until none is left or time is up; how
-/// many there were. For the very end: what a session or a command had put into the background, out of reach of
-/// everything by which it could be told, must not outlive the node.
+/// many there were. Children started here that were killed already are waited for.
+///
+/// For the very end: what a session or a command had put into the background, out of reach of everything by
+/// which it could be told, must not outlive the node.
 pub async fn end_adopted(deadline: Duration) -> usize {
     let end = Instant::now() + deadline;
     let mut ended = BTreeSet::new();
@@ -324,21 +324,21 @@ pub async fn end_adopted(deadline: Duration) -> usize {
         let look = || {
             reap_adopted();
             let inherited = INHERITED.get().map(Vec::as_slice).unwrap_or_default();
-            let mut adopted = adopted();
-            adopted.retain(|stat| !inherited.contains(&(stat.pid, stat.start)));
-            adopted
+            let mut children = children();
+            children.retain(|stat| !inherited.contains(&(stat.pid, stat.start)));
+            children
         };
         // The table cannot be read only if the runtime is being shut down.
-        let adopted = tokio::task::spawn_blocking(look).await.unwrap_or_default();
-        if adopted.is_empty() || Instant::now() >= end {
+        let children = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        if children.is_empty() || Instant::now() >= end {
             return ended.len();
         }
-        for stat in &adopted {
+        for stat in children.iter().filter(|stat| !managed().contains(&stat.pid)) {
             proctable::signal(stat, rustix::process::Signal::KILL);
             ended.insert((stat.pid, stat.start));
         }
         let until = end.min(Instant::now() + limits::SWEEP_LOOK);
-        let _look_again = timeout_at(until, proctable::all_ended(&adopted)).await;
+        let _look_again = timeout_at(until, proctable::all_ended(&children)).await;
     }
 }
 

@@ -91,7 +91,7 @@ fn bad_and_unreadable_configs() {
     place.configure(&spec);
     refused(&place, flat(&place, &[]), 78, &[name, "line 1", "spec.cluster.settings[3].value"]);
 
-    fs::write(&name, "{\n  \"spec\": }").unwrap();
+    fs::write(name, "{\n  \"spec\": }").unwrap();
     refused(&place, flat(&place, &[]), 78, &[name, "line 2"]);
 
     let mut spec = place.spec();

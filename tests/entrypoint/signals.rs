@@ -197,8 +197,11 @@ fn a_signal_while_the_server_is_asked_for_its_version() {
     let stalled = place.path().join("stalled");
     let program = place.script("postgres", &format!("sleep 1000 & : > {}; wait", stalled.display()));
     let node = place.start(&["--pgbin", program.to_str().unwrap()]);
-    node.wait("the stall", |_| stalled.exists().then_some(()));
-    let before = place.processes();
+    let before = node.wait("the stall, with its child", |_| {
+        let before = place.processes();
+        let child = before.iter().any(|process| process.name == "sleep");
+        (child && stalled.exists()).then_some(before)
+    });
     node.signal(Signal::SIGTERM);
     node.ends_with(0, &before);
 }

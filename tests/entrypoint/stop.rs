@@ -27,10 +27,11 @@ fn stall(place: &Place) -> String {
 
 fn stalled<'a>(place: &'a Place, node: &Node<'a>) -> Vec<Process> {
     let flag = place.path().join("stalled");
-    node.wait("the stall", |_| flag.exists().then_some(()));
-    let before = place.processes();
-    assert!(before.iter().any(|process| process.name == "sleep"), "{before:?}");
-    before
+    node.wait("the stall, with its child", |_| {
+        let before = place.processes();
+        let child = before.iter().any(|process| process.name == "sleep");
+        (child && flag.exists()).then_some(before)
+    })
 }
 
 /// Starts a node that stalls in one of PostgreSQL's programs, and ends it there by each of the two ways.
