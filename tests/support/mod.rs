@@ -1,0 +1,3 @@
+//! What tests of the whole share.
+
+pub(crate) mod pg;
