@@ -141,6 +141,9 @@ impl Postmaster {
         let log_ended = log::collect(reader, log).map_err(failed)?;
         let tag = format!("{TAG}={}", uuid::Uuid::new_v4());
         let mut command = Command::new(&program);
+        // It goes there anyway. Before that, it fails if it may not return to where it was started, as after a
+        // start by root from root's home.
+        command.current_dir(pgdata.path());
         command.arg("-D").arg(pgdata.path()).stdin(Stdio::null());
         command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
         for (name, value) in options {
@@ -237,7 +240,7 @@ impl Postmaster {
             }
             let until = if now < polite { polite.min(end) } else { end };
             let until = until.min(now + limits::SWEEP_LOOK);
-            let _look_again = timeout_at(until, all_ended(&living)).await;
+            let _look_again = timeout_at(until, proctable::all_ended(&living)).await;
             reap_commands(&living);
         }
         let mut log_ended = self.log_ended.clone();
@@ -251,14 +254,6 @@ impl Drop for Postmaster {
         if !*self.exited.borrow() {
             self.shared.group.signal(Signal::QUIT);
         }
-    }
-}
-
-async fn all_ended(processes: &[Stat]) {
-    for stat in processes {
-        let Some(pinned) = proctable::pin(stat) else { continue };
-        let Ok(pinned) = proctable::watched(pinned) else { continue };
-        let _ended = pinned.readable().await;
     }
 }
 

@@ -2,4 +2,5 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod lab;
 pub(crate) mod pg;
