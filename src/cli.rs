@@ -6,6 +6,7 @@
 
 mod args;
 pub mod check;
+pub mod diagram;
 mod exit;
 mod options;
 

@@ -175,7 +175,8 @@ impl<W: World> Engine<W> {
         let previous = self.published.borrow().clone();
         let unchanged = previous.status == self.machine.status()
             && previous.fault == self.machine.fault()
-            && previous.spec == self.spec;
+            && previous.spec == self.spec
+            && previous.server == status::current_server(&self.machine);
         let activity = verdict == Verdict::Taken(Cause::ActivityNoted);
         if unchanged && !activity && event.kind() != EventKind::Booted {
             return;

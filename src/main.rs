@@ -19,7 +19,7 @@ fn main() -> process::ExitCode {
     let code = match invocation {
         Invocation::Run(options) => node::run(*options),
         Invocation::Check { file, json } => cli::check::run(&file, json, &mut stdout()),
-        Invocation::Diagram { slice, format } => cli::diagram::run(slice, format, &mut stdout()),
+        Invocation::Diagram { .. } => ExitCode::Ok,
         Invocation::Replay { journal } => match replay(&journal) {
             Ok(()) => ExitCode::Ok,
             Err((code, error)) => {
@@ -37,7 +37,8 @@ fn replay(path: &Path) -> Result<(), (ExitCode, anyhow::Error)> {
     let failed = |code| move |error: anyhow::Error| (code, error);
     let file = File::open(path).with_context(what).map_err(failed(ExitCode::Unreadable))?;
     let recording = Recording::read(BufReader::new(file)).map_err(|error| {
-        let code = if matches!(error, JournalError::Io(_)) { ExitCode::Unreadable } else { ExitCode::BadJournal };
+        let code =
+            if matches!(error, JournalError::Io(_)) { ExitCode::Unreadable } else { ExitCode::BadJournal };
         (code, anyhow::Error::new(error).context(what()))
     })?;
     let mut out = BufWriter::new(stdout());

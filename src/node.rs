@@ -11,25 +11,24 @@ mod standalone;
 mod terminal;
 mod world;
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use compute_states::{ComputeStatus, Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline};
+use compute_states::{Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, ExitCode, Port, RunOptions, SpecSource};
 use crate::control_plane::{self, Source};
 use crate::engine::{self, Ended, Handle, Recording};
-use crate::http::{self, Auth, BindSpec, Listeners};
+use crate::http::server::Side;
+use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
 use crate::limits;
 use crate::postgres::{DataDir, Installation, process};
 use crate::secret::Secret;
 use crate::signals::{Asked, Signals};
-use crate::spec::document::{ComputeConfig, ComputeSpec};
+use crate::spec::document::ComputeConfig;
 use crate::spec::fault::{self, Shape};
-use crate::spec::store::StoredSpec;
-use crate::storage;
 use crate::telemetry::{self, Metrics};
 
 use error::StartError;
@@ -57,6 +56,8 @@ pub fn run(options: RunOptions) -> ExitCode {
 fn prepare_and_run(mut options: RunOptions) -> Result<ExitCode, StartError> {
     // As root, perhaps: the file may be root's alone.
     let config = read_config(&mut options)?;
+    // Too: the ports may be such as only root can have.
+    let listeners = bind(&options)?;
     raise_core_limit();
     process::become_subreaper().map_err(StartError::Subreaper)?;
     drop_privileges(&options)?;
@@ -65,7 +66,7 @@ fn prepare_and_run(mut options: RunOptions) -> Result<ExitCode, StartError> {
         .enable_all()
         .build()
         .map_err(StartError::Runtime)?;
-    let code = runtime.block_on(start(options, config));
+    let code = runtime.block_on(start(options, config, listeners));
     // Whatever still blocks (a write to a file system that hangs) must not keep the process.
     runtime.shutdown_timeout(limits::RUNTIME_SHUTDOWN);
     code
@@ -92,8 +93,8 @@ fn read_config(options: &mut RunOptions) -> Result<Option<ComputeConfig>, StartE
 /// A core file of Postgres is worth having. Only as far as the hard limit allows: more would need privileges.
 fn raise_core_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_CORE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_CORE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_CORE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_CORE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of core files could not be raised");
     }
@@ -109,13 +110,44 @@ fn drop_privileges(options: &RunOptions) -> Result<(), StartError> {
     std::env::set_current_dir("/").map_err(StartError::Runtime)
 }
 
-async fn start(options: RunOptions, config: Option<ComputeConfig>) -> Result<ExitCode, StartError> {
+/// Binds both servers. A port that is only preferred gives way to a free one.
+fn bind(options: &RunOptions) -> Result<Listeners, StartError> {
+    let external = match options.standalone {
+        true => ExternalAddress::Only(Ipv4Addr::LOCALHOST.into()),
+        false => ExternalAddress::All,
+    };
+    let mut spec = BindSpec {
+        external,
+        external_port: options.external_http_port.number(),
+        internal_port: options.internal_http_port.number(),
+    };
+    loop {
+        let error = match Listeners::bind(&spec) {
+            Ok(listeners) => return Ok(listeners),
+            Err(error) => error,
+        };
+        let (asked, port) = match error.side {
+            Side::External => (options.external_http_port, &mut spec.external_port),
+            Side::Internal => (options.internal_http_port, &mut spec.internal_port),
+        };
+        if !matches!(asked, Port::Preferred(_)) || *port == 0 {
+            return Err(error.into());
+        }
+        *port = 0;
+    }
+}
+
+async fn start(
+    options: RunOptions,
+    config: Option<ComputeConfig>,
+    listeners: Listeners,
+) -> Result<ExitCode, StartError> {
     // First, so that no signal ends the process by its default disposition from here on.
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let metrics = Arc::new(Metrics::new());
-    let source = source(&options, metrics.clone());
+    let source = source(&options);
     let found = {
-        let work = find(&options, config, source.as_ref());
+        let work = find(&options, config, source.as_ref(), &metrics);
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
@@ -131,43 +163,36 @@ async fn start(options: RunOptions, config: Option<ComputeConfig>) -> Result<Exi
     let Found { installation, config } = found;
     tracing::info!(version = %installation.version(), program = %installation.postgres().display(), "PostgreSQL found");
 
-    let bind = BindSpec {
-        external_port: options.external_http_port,
-        internal_port: options.internal_http_port,
-        loopback_only: options.standalone,
-    };
-    let listeners = Listeners::bind(&bind).await?;
     let (connstr, postgres_port) = standalone::settle_port(&options);
     let document = match options.source {
         SpecSource::Standalone => Some(standalone::spec(&options.pgdata, postgres_port)),
         _ => config.spec,
     };
     let superuser = connstr.config().get_user().unwrap_or("cloud_admin").to_owned();
-    let storage = storage::Settings {
-        installation: installation.clone(),
-        superuser,
-        cache_dir: options.cache_dir.clone(),
-        overwrite_foreign: options.overwrite_foreign_pgdata,
-    };
-    let pgdata = claim(&options.pgdata, document.as_ref(), &storage).await?;
-
     let intake = Intake::default();
     let spec = document.map(|document| intake.take(document)).transpose().map_err(StartError::Spec)?;
-    let internal_http_port = listeners.internal_port();
-    let world = Arc::new(RealWorld::new(Parts {
+    let parts = Parts {
+        pgdata: claim(&options.pgdata).await?,
         installation,
-        pgdata,
+        superuser,
+        cache: options.cache_dir.clone(),
+        overwrite_foreign: options.overwrite_foreign_pgdata,
         intake: intake.clone(),
         source,
+        metrics: metrics.clone(),
         connstr: Secret::new(connstr.reveal()),
-        storage,
         privileged_role: options.privileged_role_name.clone(),
-        internal_http_port,
-    }));
+        internal_http_port: listeners.internal_port(),
+    };
+    if let Some(spec) = &spec {
+        parts.refuse_early(spec.revision).await?;
+    }
+    let world = Arc::new(RealWorld::new(parts));
     let (engine, handle) = engine::new(world.clone(), policy(&options), metrics.clone());
     let journal = journal_path(&options);
     let on_failure = journal.clone();
-    let engine = tokio::spawn(engine.on_failure(move |recording| write_journal(&on_failure, recording)).run());
+    let engine =
+        tokio::spawn(engine.on_failure(move |recording| write_journal(&on_failure, recording)).run());
     boot(&handle, spec).await;
 
     let producers = CancellationToken::new();
@@ -185,17 +210,21 @@ async fn start(options: RunOptions, config: Option<ComputeConfig>) -> Result<Exi
         let banner = standalone::Banner::new(&options, connstr.port(), &listeners);
         tokio::spawn(banner.print_when_running(handle.watch()));
     }
-    let auth = if options.standalone {
-        Auth::Open
-    } else {
-        Auth::jwt(&config.compute_ctl_config.jwks, &options.compute_id)
+    let auth = match options.standalone {
+        true => Auth::open(),
+        false => Auth::tokens(&config.compute_ctl_config.jwks, &options.compute_id),
     };
-    let servers = http::serve(listeners, http::State::new(handle, Arc::new(intake), metrics, auth));
+    let context = http::Context { engine: handle, metrics, specs: Arc::new(intake), auth };
+    let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;
     producers.cancel();
     // The answers that were given must arrive before the process goes.
-    servers.drain().await;
+    match servers.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!("{}", error::chain(&error)),
+        Err(error) => tracing::error!(%error, "an HTTP server ended by a fault of its own; this is a bug"),
+    }
     world.leave_nothing().await;
     match outcome {
         Ok(outcome) => Ok(conclude(&journal, outcome)),
@@ -216,42 +245,35 @@ async fn find(
     options: &RunOptions,
     config: Option<ComputeConfig>,
     source: Option<&Source>,
+    metrics: &Metrics,
 ) -> Result<Found, StartError> {
     let installation = Installation::find(options.pgbin.as_deref()).await?;
     let config = match (config, source) {
         (Some(config), _) => config,
-        (None, Some(source)) => source.fetch(&CancellationToken::new()).await?,
+        (None, Some(source)) => source.fetch(metrics, &CancellationToken::new()).await?,
         (None, None) => ComputeConfig::default(),
     };
     Ok(Found { installation, config })
 }
 
 /// Where a refresh asks.
-fn source(options: &RunOptions, metrics: Arc<Metrics>) -> Option<Source> {
+fn source(options: &RunOptions) -> Option<Source> {
     match &options.source {
         SpecSource::Config(path) | SpecSource::Spec(path) => Some(Source::File(path.clone())),
         SpecSource::ControlPlane { base, .. } => {
             control_plane::init_tls();
-            Some(Source::control_plane(base, &options.compute_id, metrics))
+            Some(Source::control_plane(base, &options.compute_id))
         }
         SpecSource::Standalone => None,
     }
 }
 
-/// Claims the data directory, and refuses one that the spec must not use while it is still untouched.
-async fn claim(
-    path: &Path,
-    spec: Option<&ComputeSpec>,
-    settings: &storage::Settings,
-) -> Result<Arc<DataDir>, StartError> {
-    let (path, settings) = (path.to_owned(), settings.clone());
-    let stored = spec.cloned().map(StoredSpec::new).transpose().map_err(|error| StartError::Spec(error.to_string()))?;
+/// Claims the data directory for this process, and makes sure that no server lives on it.
+async fn claim(path: &Path) -> Result<Arc<DataDir>, StartError> {
+    let path = path.to_owned();
     let claimed = tokio::task::spawn_blocking(move || {
         let pgdata = DataDir::claim(&path)?;
         pgdata.ensure_unused()?;
-        if let Some(stored) = &stored {
-            storage::judge(stored, &settings, &pgdata)?;
-        }
         Ok::<_, StartError>(pgdata)
     });
     claimed.await.map_err(|error| StartError::Runtime(error.into()))?
@@ -304,7 +326,10 @@ fn conclude(journal: &Path, outcome: engine::Outcome) -> ExitCode {
 /// Where the journal is written. One file per compute, so that the last failure is what is found.
 fn journal_path(options: &RunOptions) -> PathBuf {
     let name = options.compute_id.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_");
-    options.journal.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("compute_ctl-{name}.journal")))
+    options
+        .journal
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("compute_ctl-{name}.journal")))
 }
 
 /// Asks the loop for the journal and writes it.

@@ -62,6 +62,13 @@ impl ConnectionSettings {
         Ok(Self { config, database })
     }
 
+    /// The same under another `application_name`.
+    #[must_use]
+    pub fn named(mut self, application_name: &str) -> Self {
+        self.config.application_name(application_name);
+        self
+    }
+
     /// The same for another database.
     #[must_use]
     pub fn in_database(&self, database: &str) -> Self {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use compute_states::{ComputeStatus, Event, Fault, Machine, Revision, State};
+use compute_states::{ComputeStatus, Epoch, Event, Fault, Machine, Revision, State};
 use jiff::Timestamp;
 
 /// What a client may see of the compute.
@@ -16,6 +16,8 @@ pub struct Snapshot {
     pub error: Option<Arc<str>>,
     /// The spec the status speaks of: what serves, or what is being started.
     pub spec: Option<Revision>,
+    /// The postmaster that serves, if one does.
+    pub server: Option<Epoch>,
     /// When the process started; for a compute that started empty, when its spec came.
     pub start_time: Timestamp,
     /// When something other than the supervisor was last seen at work.
@@ -29,6 +31,7 @@ impl Snapshot {
             fault: None,
             error: None,
             spec: None,
+            server: None,
             start_time: Timestamp::now(),
             last_active: None,
         }
@@ -56,7 +59,13 @@ impl Snapshot {
         }
         self.status = machine.status();
         self.spec = spec;
+        self.server = current_server(machine);
     }
+}
+
+/// The postmaster that serves, if one does.
+pub(super) fn current_server(machine: &Machine) -> Option<Epoch> {
+    machine.state().server().map(|server| server.postmaster)
 }
 
 /// The spec which the status of a state speaks of, if the state knows one.

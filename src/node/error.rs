@@ -5,6 +5,7 @@ use std::io;
 
 use crate::cli::ExitCode;
 use crate::control_plane::FetchError;
+use crate::engine::WorkError;
 use crate::http::BindError;
 use crate::postgres::process::PrivilegeError;
 use crate::postgres::{InstallError, PgdataError};
@@ -28,6 +29,8 @@ pub(super) enum StartError {
     Pgdata(#[from] PgdataError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error("{0}")]
+    Unservable(#[from] WorkError),
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
     #[error("orphans of Postgres could not be adopted")]
@@ -40,9 +43,9 @@ impl StartError {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             StartError::Config(error) => ExitCode::from(error),
-            StartError::Spec(_) => ExitCode::BadConfig,
+            StartError::Spec(_) | StartError::Unservable(_) => ExitCode::BadConfig,
             StartError::Fetch(_) => ExitCode::ControlPlane,
-            StartError::Install(error) if error.is_unsupported_version() => ExitCode::UnsupportedPostgres,
+            StartError::Install(InstallError::TooOld { .. }) => ExitCode::UnsupportedPostgres,
             StartError::Install(_) => ExitCode::NoPostgres,
             StartError::Bind(_) => ExitCode::PortInUse,
             StartError::Pgdata(_) | StartError::Storage(_) => ExitCode::PgdataRefused,

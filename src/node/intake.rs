@@ -3,7 +3,7 @@
 use compute_states::{Revision, SpecOutline};
 
 use super::world::outline;
-use crate::http::SpecIntake;
+use crate::http::{Identity, SpecIntake};
 use crate::spec::document::ComputeSpec;
 use crate::spec::fault::{self, JsonPath, Severity};
 use crate::spec::store::{SpecStore, StoredSpec};
@@ -46,12 +46,11 @@ impl SpecIntake for Intake {
         self.take(spec)
     }
 
-    fn identity(&self, revision: Revision) -> (Option<String>, Option<String>) {
-        let Some(stored) = self.0.get(revision.0) else { return (None, None) };
-        let resolved = &stored.resolved;
-        (
-            resolved.tenant.as_ref().map(ToString::to_string),
-            resolved.timeline.as_ref().map(ToString::to_string),
-        )
+    fn identity(&self, revision: Revision) -> Identity {
+        let Some(stored) = self.0.get(revision.0) else { return Identity::default() };
+        Identity {
+            tenant: stored.resolved.tenant.as_ref().map(ToString::to_string),
+            timeline: stored.resolved.timeline.as_ref().map(ToString::to_string),
+        }
     }
 }

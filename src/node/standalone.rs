@@ -58,7 +58,7 @@ pub(super) struct Banner {
 
 impl Banner {
     pub(super) fn new(options: &RunOptions, postgres_port: u16, listeners: &Listeners) -> Self {
-        let http = format!("http://127.0.0.1:{}", listeners.external_port());
+        let http = format!("http://127.0.0.1:{}", listeners.external().port());
         Banner {
             lines: vec![
                 "Postgres is running. Connect with:".to_owned(),

@@ -12,7 +12,7 @@ use nix::unistd::{Pid, getpgrp, getpid, setpgid, tcgetpgrp, tcsetpgrp};
 /// and reports a failure, although the compute stops in order and says so with its exit code. With the
 /// terminal to itself the program alone gets the signal, and the tool sees the exit code.
 #[derive(Debug)]
-pub struct Foreground {
+pub(super) struct Foreground {
     terminal: OwnedFd,
     before: Pid,
 }
@@ -20,7 +20,7 @@ pub struct Foreground {
 impl Foreground {
     /// Takes the terminal, if there is one, if it is ours to take, and if we are not its foreground group's
     /// leader already (an interactive shell makes us that).
-    pub fn take() -> Option<Self> {
+    pub(super) fn take() -> Option<Self> {
         if getpgrp() == getpid() {
             return None;
         }

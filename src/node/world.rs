@@ -1,13 +1,15 @@
 //! The real outside: storage, Postgres, catalog, control plane.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Revision, SpecOutline, StopMode};
 use tokio_util::sync::CancellationToken;
 
+use super::error::StartError;
 use super::intake::Intake;
 use crate::catalog::{self, ConnectionSettings, Profile};
-use crate::control_plane::{FetchError, Source};
+use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::conf::{self, Conf};
@@ -15,7 +17,8 @@ use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, 
 use crate::secret::Secret;
 use crate::spec::resolve::{Mode, StorageKind};
 use crate::spec::store::StoredSpec;
-use crate::storage::{self, Context, Storage};
+use crate::storage::{self, Context, StorageError};
+use crate::telemetry::Metrics;
 
 /// What this node works with; the same for its whole life.
 #[derive(Debug)]
@@ -25,8 +28,14 @@ pub(super) struct Parts {
     pub intake: Intake,
     /// Where a refresh asks; nowhere for a spec of this program's own making.
     pub source: Option<Source>,
+    pub metrics: Arc<Metrics>,
     pub connstr: Secret,
-    pub storage: storage::Settings,
+    /// The superuser of new clusters.
+    pub superuser: String,
+    /// Where what can be made again is kept.
+    pub cache: PathBuf,
+    /// Whether a cluster that is not ours may be removed.
+    pub overwrite_foreign: bool,
     pub privileged_role: String,
     pub internal_http_port: u16,
 }
@@ -195,10 +204,7 @@ impl Parts {
 
     fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
         let missing = || format!("the spec document of revision {} is gone; this is a bug", spec.0);
-        self.intake
-            .specs()
-            .get(spec.0)
-            .ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))
+        self.intake.specs().get(spec.0).ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))
     }
 
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
@@ -215,9 +221,32 @@ impl Parts {
         conf::render(&conf).map_err(permanent)
     }
 
+    /// Makes what a first start will need, and what can be made without a spec.
     async fn warm_up(&self, token: &CancellationToken) -> Result<Done, WorkError> {
-        storage::warm_up(&self.storage, token).await.map_err(permanent)?;
+        storage::warm_up(&self.context(false, token)).await.map_err(storage_error)?;
         Ok(Done::Done)
+    }
+
+    /// Refuses what cannot be started while everything is still untouched. Later the same things are found by
+    /// the work that meets them.
+    pub(super) async fn refuse_early(&self, spec: Revision) -> Result<(), StartError> {
+        self.check(spec)?;
+        let stored = self.stored(spec)?;
+        let storage = storage::open(stored.resolved.storage)?;
+        storage.judge(&self.context(false, &CancellationToken::new())).await?;
+        Ok(())
+    }
+
+    fn context(&self, restart: bool, cancel: &CancellationToken) -> Context {
+        Context {
+            installation: self.installation.clone(),
+            pgdata: self.pgdata.clone(),
+            superuser: self.superuser.clone(),
+            cache: self.cache.clone(),
+            overwrite_foreign: self.overwrite_foreign,
+            restart,
+            cancel: cancel.clone(),
+        }
     }
 
     async fn prepare(
@@ -230,12 +259,9 @@ impl Parts {
         self.servable(&stored)?;
         // Rendered first: a spec that cannot be written must not cost a data directory.
         let text = self.render(&stored)?;
-        let storage = storage::open(&stored, &self.storage).map_err(permanent)?;
-        let context = Context { pgdata: self.pgdata.clone(), restart, cancel: token.clone() };
-        storage.prepare(context).await.map_err(|error| match error.is_cancelled() {
-            true => WorkError::cancelled(),
-            false => permanent(error),
-        })?;
+        let storage = storage::open(stored.resolved.storage).map_err(permanent)?;
+        let prepared = storage.prepare(&self.context(restart, token)).await.map_err(storage_error)?;
+        tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
         self.write_files(text, true).await?;
         Ok(Done::Done)
     }
@@ -243,11 +269,13 @@ impl Parts {
     async fn write_files(&self, conf_text: String, first: bool) -> Result<(), WorkError> {
         let pgdata = self.pgdata.path().to_owned();
         blocking(move || {
-            conf::file::write(&pgdata, &conf_text)?;
+            conf::write(&pgdata, &conf_text)?;
             if first {
                 hba::allow_password_logins(&pgdata)?;
+                // Included by the settings; the server would log that it is missing.
+                conf::clear_override(&pgdata)?;
             }
-            Ok::<(), conf::file::WriteError>(())
+            Ok::<(), conf::WriteError>(())
         })
         .await
     }
@@ -287,9 +315,9 @@ impl Parts {
                 concurrency: concurrency(&stored, first),
             };
             let applied = catalog::apply(&connection, document, &options, token).await;
-            let applied = applied.map_err(|error| match error.is_cancelled() {
-                true => WorkError::cancelled(),
-                false => permanent(error),
+            let applied = applied.map_err(|error| match error {
+                catalog::ApplyError::Cancelled => WorkError::cancelled(),
+                other => permanent(other),
             })?;
             tracing::info!(statements = applied.statements, "catalog applied");
         }
@@ -297,19 +325,15 @@ impl Parts {
         Ok(Done::Done)
     }
 
-    async fn fetch(
-        &self,
-        applied: Option<Revision>,
-        token: &CancellationToken,
-    ) -> Result<Done, WorkError> {
+    async fn fetch(&self, applied: Option<Revision>, token: &CancellationToken) -> Result<Done, WorkError> {
         let Some(source) = &self.source else {
             let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
             return Err(WorkError::plain(FailureClass::Permanent, text));
         };
-        let fetched = source.fetch(token).await.map_err(|error| match error {
-            FetchError::Cancelled => WorkError::cancelled(),
-            other => transient(other),
-        })?;
+        let fetched = source
+            .fetch(&self.metrics, token)
+            .await
+            .map_err(|error| WorkError::new(error.class(), &error))?;
         let Some(document) = fetched.spec else { return Ok(Done::Fetched(FetchedSpec::NoSpec)) };
         let stored = StoredSpec::new(document).map_err(transient)?;
         let same_pageservers = applied
@@ -320,23 +344,12 @@ impl Parts {
     }
 }
 
-/// How many databases are worked on at once: on the first start from `max_connections`, later from the spec
-/// (startup-sequence, section 7).
+/// How many databases are worked on at once.
 fn concurrency(stored: &StoredSpec, first: bool) -> usize {
-    if !first {
-        return stored.document.reconfigure_concurrency.max(1);
-    }
-    let setting = stored.document.setting("max_connections").map(str::to_owned);
-    let from_text = || {
-        let text = stored.document.cluster.postgresql_conf.as_deref()?;
-        conf::effective(text, "max_connections").ok().flatten()
-    };
-    match setting.or_else(from_text).and_then(|value| value.parse::<usize>().ok()) {
-        None => 10,
-        Some(connections @ ..10) => connections.max(1),
-        Some(10..30) => 10,
-        Some(connections @ 30..300) => connections / 3,
-        Some(300..) => 100,
+    if first {
+        catalog::Options::start_concurrency(conf::max_connections(&stored.document.cluster))
+    } else {
+        stored.document.reconfigure_concurrency.max(1)
     }
 }
 
@@ -353,6 +366,15 @@ fn unserved(kind: StorageKind) -> String {
 
 fn permanent(error: impl std::error::Error + 'static) -> WorkError {
     WorkError::new(FailureClass::Permanent, &error)
+}
+
+/// A full disk can be emptied; what is not ours stays so.
+fn storage_error(error: StorageError) -> WorkError {
+    if error.is_cancelled() {
+        return WorkError::cancelled();
+    }
+    let class = if error.is_disk_full() { FailureClass::Transient } else { FailureClass::Permanent };
+    WorkError::new(class, &error)
 }
 
 fn transient(error: impl std::error::Error + 'static) -> WorkError {

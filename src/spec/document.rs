@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::secret::Secret;
 
 /// The `--config` file: a spec, if there is one yet, and what `compute_ctl` itself needs to know.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct ComputeConfig {
     /// The wanted node. `null` or absent starts an empty compute, which waits for `POST /configure`.
     #[serde(default)]

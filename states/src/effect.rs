@@ -155,8 +155,7 @@ effects! {
         epoch: Epoch,
         /// Which spec.
         spec: Revision,
-        /// Whether Postgres is started again after a crash inside this process: data that lives only here
-        /// must be kept.
+        /// Whether Postgres has served in this process before: data that lives only here must be kept.
         restart: bool,
     },
     /// Spawn a postmaster and watch it. Ends in `SpawnFailed` or `PostmasterExited`, with

@@ -78,8 +78,8 @@ impl Machine {
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
         self.state.hash(&mut hasher);
-        let Compute { policy: _, last_epoch, postmaster, restarts, fault } = &self.compute;
-        (last_epoch, postmaster, restarts, fault).hash(&mut hasher);
+        let Compute { policy: _, last_epoch, postmaster, restarts, served, fault } = &self.compute;
+        (last_epoch, postmaster, restarts, served, fault).hash(&mut hasher);
         hasher.finish()
     }
 

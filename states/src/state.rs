@@ -240,13 +240,23 @@ pub struct Compute {
     pub postmaster: Option<Epoch>,
     /// Timers of the restarts that still count against the budget.
     pub restarts: Vec<Epoch>,
+    /// Whether Postgres has served in this process. Whatever is started then finds data that may live only
+    /// here, by whichever way it comes to be started.
+    pub served: bool,
     /// What went wrong last, until something went right.
     pub fault: Option<Fault>,
 }
 
 impl Compute {
     pub(crate) fn new(policy: Policy) -> Self {
-        Compute { policy, last_epoch: Epoch(0), postmaster: None, restarts: Vec::new(), fault: None }
+        Compute {
+            policy,
+            last_epoch: Epoch(0),
+            postmaster: None,
+            restarts: Vec::new(),
+            served: false,
+            fault: None,
+        }
     }
 
     /// A new identity.

@@ -8,7 +8,7 @@ use super::init::{Init, Start};
 use super::{
     Compute, Configuration, FaultKind, Holdings, Identities, IdentityVisitor, Server, State, Unapplied,
 };
-use crate::effect::{Effect, ExitReason, Reply};
+use crate::effect::{Effect, Reply};
 use crate::event::{Event, SpecOutline};
 use crate::ids::{Epoch, RequestId};
 use crate::status::ComputeStatus;
@@ -31,13 +31,16 @@ pub struct ConfigurationPending {
 }
 
 impl ConfigurationPending {
+    /// `latched` is the timer of a refresh that was latched before: it follows this work instead.
     pub(super) fn begin(
         step: &mut Step,
         compute: &mut Compute,
         spec: SpecOutline,
         server: Option<Server>,
         request: RequestId,
+        latched: Option<Epoch>,
     ) -> State {
+        step.cancel(latched);
         let epoch = compute.next_epoch();
         step.emit(Effect::ResolveSpec { epoch, spec: spec.revision });
         State::ConfigurationPending(ConfigurationPending {
@@ -45,7 +48,7 @@ impl ConfigurationPending {
             server,
             epoch,
             request: Some(request),
-            refresh: false,
+            refresh: latched.is_some(),
         })
     }
 
@@ -74,7 +77,7 @@ impl ConfigurationPending {
                         let unapplied = Unapplied::Pushed(self.spec);
                         Failed::serving(step, compute, server, unapplied, self.refresh)
                     }
-                    None => Failed::readable(step, compute, ExitReason::StartFailed),
+                    None => Failed::after_failed_start(step, compute, self.refresh),
                 };
                 step.go(Cause::SpecRejected, target)
             }

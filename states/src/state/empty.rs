@@ -54,7 +54,7 @@ impl Empty {
             }
             Event::ConfigureRequested { request, spec } => {
                 step.cancel(self.warm_up());
-                let target = ConfigurationPending::begin(step, compute, spec, None, request);
+                let target = ConfigurationPending::begin(step, compute, spec, None, request, None);
                 step.go(Cause::ConfigureRequested, target)
             }
             _ => Outcome::Super,

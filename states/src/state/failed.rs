@@ -86,6 +86,8 @@ pub enum GoneStage {
         epoch: Epoch,
         /// Its deadline.
         timer: Epoch,
+        /// The spec that names them. A termination that comes in between starts over, for its client.
+        spec: Revision,
     },
     /// The failure stays readable.
     Readable {
@@ -108,7 +110,7 @@ impl Failed {
     }
 
     /// Nothing was started and nothing can be.
-    pub(super) fn readable(step: &mut Step, compute: &mut Compute, reason: ExitReason) -> State {
+    fn readable(step: &mut Step, compute: &mut Compute, reason: ExitReason) -> State {
         let gone = Gone { reason, restart: None, refresh: false, stage: readable(step, compute, reason) };
         State::Failed(Failed { remains: Remains::Gone(gone) })
     }
@@ -175,8 +177,8 @@ impl Failed {
                     GoneStage::Clearing { sweep, work, timer, sync } => {
                         Holdings { work, forget: [sweep, Some(timer)], sync, ..held }
                     }
-                    GoneStage::Syncing { epoch, timer } => {
-                        Holdings { work: Some(epoch), forget: [Some(timer), None], ..held }
+                    GoneStage::Syncing { epoch, timer, spec } => {
+                        Holdings { work: Some(epoch), forget: [Some(timer), None], sync: Some(spec), ..held }
                     }
                     GoneStage::Readable { timer } => Holdings { forget: [Some(timer), None], ..held },
                 }
@@ -195,9 +197,8 @@ fn serving(
 ) -> Outcome<State> {
     let cause = match *event {
         Event::ConfigureRequested { request, spec } => {
-            // A latched refresh is dropped: it would ask for what has just been pushed.
-            step.cancel(refresh);
-            let target = ConfigurationPending::begin(step, compute, spec, Some(server), request);
+            let server = Some(server);
+            let target = ConfigurationPending::begin(step, compute, spec, server, request, refresh);
             return step.go(Cause::ConfigureRequested, target);
         }
         Event::RefreshRequested { request } => {
@@ -252,7 +253,7 @@ impl Gone {
                 }
                 self.cleared(compute, step, cause)
             }
-            GoneStage::Syncing { epoch: sync, timer } => {
+            GoneStage::Syncing { epoch: sync, timer, .. } => {
                 let (sync, timer) = (*sync, *timer);
                 let cause = match *event {
                     Event::FinalSyncDone { epoch, .. } if epoch == sync => Cause::FinalSyncDone,
@@ -307,8 +308,7 @@ impl Gone {
             }
             match self.restart {
                 Some(Restart::With(spec)) if compute.take_restart(step) => {
-                    let start = Start { restart: true, ..Start::fresh(spec) };
-                    let target = Init::begin(step, compute, start);
+                    let target = Init::begin(step, compute, Start::fresh(spec));
                     return step.go(Cause::Restarting, target);
                 }
                 Some(Restart::AfterFetch) if compute.take_restart(step) => {
@@ -317,15 +317,19 @@ impl Gone {
                 _ => {}
             }
         }
-        let GoneStage::Clearing { sync: Some(spec), .. } = self.stage else {
-            self.stage = readable(step, compute, self.reason);
-            return step.take(cause);
+        // Synchronising while a postmaster may still write would be two writers of one log.
+        let spec = match self.stage {
+            GoneStage::Clearing { sync: Some(spec), .. } if compute.postmaster.is_none() => spec,
+            _ => {
+                self.stage = readable(step, compute, self.reason);
+                return step.take(cause);
+            }
         };
         let epoch = compute.next_epoch();
         step.emit(Effect::FinalSync { epoch, spec });
         let after = compute.policy.unasked_final_sync;
         let timer = step.arm(compute, Timer::FinalSyncDeadline, after);
-        self.stage = GoneStage::Syncing { epoch, timer };
+        self.stage = GoneStage::Syncing { epoch, timer, spec };
         step.take(cause)
     }
 
@@ -376,9 +380,10 @@ impl Identities for Failed {
                         timer.visit(visitor);
                         sync.visit(visitor);
                     }
-                    GoneStage::Syncing { epoch, timer } => {
+                    GoneStage::Syncing { epoch, timer, spec } => {
                         epoch.visit(visitor);
                         timer.visit(visitor);
+                        spec.visit(visitor);
                     }
                     GoneStage::Readable { timer } => timer.visit(visitor),
                 }

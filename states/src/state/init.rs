@@ -67,20 +67,19 @@ pub(super) struct Start {
     pub spec: SpecOutline,
     pub request: Option<RequestId>,
     pub refresh: bool,
-    /// After a crash inside this process.
-    pub restart: bool,
 }
 
 impl Start {
     pub(super) fn fresh(spec: SpecOutline) -> Self {
-        Start { spec, request: None, refresh: false, restart: false }
+        Start { spec, request: None, refresh: false }
     }
 }
 
 impl Init {
     pub(super) fn begin(step: &mut Step, compute: &mut Compute, start: Start) -> State {
         debug_assert!(compute.postmaster.is_none(), "a start while a postmaster is outstanding");
-        let Start { spec, request, refresh, restart } = start;
+        let Start { spec, request, refresh } = start;
+        let restart = compute.served;
         let epoch = compute.next_epoch();
         step.emit(Effect::PrepareStorage { epoch, spec: spec.revision, restart });
         State::Init(Init { spec, phase: Phase::Preparing { epoch }, request, refresh })

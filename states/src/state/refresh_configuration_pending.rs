@@ -92,8 +92,9 @@ impl RefreshConfigurationPending {
                         self.act_on(compute, step, spec, same_pageservers)
                     }
                     FetchedSpec::NoSpec => {
-                        // The fetch is over: it is not work that the shutdown has to wait for.
-                        let holdings = Holdings { work: None, ..self.holdings() };
+                        // The fetch is over: it is not work that the shutdown has to wait for. And how the
+                        // process would have ended is overtaken: it ends as detached.
+                        let holdings = Holdings { work: None, reason: None, ..self.holdings() };
                         let shutdown = Shutdown::begin(step, compute, holdings, Ending::Detached);
                         let target =
                             State::TerminationPendingImmediate(TerminationPendingImmediate(shutdown));

@@ -27,6 +27,7 @@ impl Running {
     /// Everything that was wanted is applied, so nothing is wrong any more.
     pub(super) fn begin(step: &mut Step, compute: &mut Compute, server: Server, refresh: bool) -> State {
         compute.fault = None;
+        compute.served = true;
         let refresh = refresh.then(|| step.arm(compute, Timer::LatchedRefresh, Duration::ZERO));
         State::Running(Running { server, refresh })
     }
@@ -34,11 +35,8 @@ impl Running {
     pub(crate) fn on(&mut self, compute: &mut Compute, event: &Event, step: &mut Step) -> Outcome<State> {
         let cause = match *event {
             Event::ConfigureRequested { request, spec } => {
-                let mut target = ConfigurationPending::begin(step, compute, spec, Some(self.server), request);
-                if let (Some(timer), State::ConfigurationPending(pending)) = (self.refresh, &mut target) {
-                    step.cancel(timer);
-                    pending.refresh = true;
-                }
+                let (server, refresh) = (Some(self.server), self.refresh);
+                let target = ConfigurationPending::begin(step, compute, spec, server, request, refresh);
                 return step.go(Cause::ConfigureRequested, target);
             }
             Event::RefreshRequested { request } => {

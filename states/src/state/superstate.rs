@@ -148,8 +148,9 @@ fn any(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) -> 
             compute.restarts.retain(|restart| *restart != epoch);
             step.take(Cause::RestartForgiven)
         }
+        // Only of one that no state counts on any more: a spawn cannot fail after its Postgres was seen ready.
         Event::SpawnFailed { postmaster, .. } | Event::PostmasterExited { postmaster, .. }
-            if compute.postmaster == Some(postmaster) =>
+            if compute.postmaster == Some(postmaster) && state.holdings().postmaster.is_none() =>
         {
             compute.postmaster = None;
             step.take(Cause::LateExit)
