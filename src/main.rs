@@ -19,7 +19,7 @@ fn main() -> process::ExitCode {
     let code = match invocation {
         Invocation::Run(options) => node::run(*options),
         Invocation::Check { file, json } => cli::check::run(&file, json, &mut stdout()),
-        Invocation::Diagram { .. } => ExitCode::Ok,
+        Invocation::Diagram { slice, format } => cli::diagram::run(slice, format, &mut stdout()),
         Invocation::Replay { journal } => match replay(&journal) {
             Ok(()) => ExitCode::Ok,
             Err((code, error)) => {
