@@ -59,6 +59,9 @@ pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
 /// its result is not late.
 pub const SWEEP: Duration = Duration::from_secs(8);
 
+/// The same for the throw-away server of the warm-up, within what cancelled work may take.
+pub const WARM_UP_SWEEP: Duration = Duration::from_secs(2);
+
 /// The same for a postmaster that a fault of this program left behind.
 pub const LAST_SWEEP: Duration = Duration::from_secs(20);
 

@@ -9,6 +9,7 @@ mod error;
 mod intake;
 mod standalone;
 mod terminal;
+mod warm_up;
 mod world;
 
 use std::net::Ipv4Addr;

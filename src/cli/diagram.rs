@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn every_form_of_every_slice_names_its_statuses() {
-        for format in [DiagramFormat::Mermaid, DiagramFormat::Dot, DiagramFormat::Json, DiagramFormat::Table] {
+        for format in [DiagramFormat::Mermaid, DiagramFormat::Dot, DiagramFormat::Json, DiagramFormat::Table]
+        {
             let mut out = Vec::new();
             assert_eq!(run(DiagramSlice::Refresh, format, &mut out), ExitCode::Ok);
             let text = String::from_utf8(out).expect("it is text");

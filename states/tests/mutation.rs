@@ -78,9 +78,10 @@ fn corpus() -> Corpus {
                 seen.push(Visit { moment: moment.clone(), inputs: Vec::new() });
                 noted.push((cell, seen.len() - 1, step));
             }
-            corpus.samples.entry(run.subject.0.status()).or_insert_with(|| {
-                journalled(&run.subject.0)["state"].clone()
-            });
+            corpus
+                .samples
+                .entry(run.subject.0.status())
+                .or_insert_with(|| journalled(&run.subject.0)["state"].clone());
         }
         for (cell, visit, step) in noted {
             let end = (step + FOLLOWING).min(inputs.len());
@@ -115,10 +116,9 @@ fn fate(corpus: &Corpus, cell: &Cell, wrong: &Wrong, oracles: [bool; 2]) -> Fate
         let mut run = visit.moment.with(mutant);
         run.oracles = oracles;
         // A machine that stops itself has noticed, too: its own assertions are part of it.
-        let noticed = catch_unwind(AssertUnwindSafe(|| {
-            visit.inputs.iter().any(|input| run.step(input).is_err())
-        }))
-        .unwrap_or(true);
+        let noticed =
+            catch_unwind(AssertUnwindSafe(|| visit.inputs.iter().any(|input| run.step(input).is_err())))
+                .unwrap_or(true);
         if noticed {
             return Fate::Caught;
         }

@@ -8,7 +8,9 @@ use compute_states::{
     Revision, SpecOutline, TerminateMode, Timer, Verdict,
 };
 
-use crate::reference::{Ask, END_OF_LOG, Input, Item, News, Node, Outcome, SPAWN_FAILS, Say, Thing, WORK_FAILS};
+use crate::reference::{
+    Ask, END_OF_LOG, Input, Item, News, Node, Outcome, SPAWN_FAILS, Say, Thing, WORK_FAILS,
+};
 
 pub mod watch;
 
@@ -220,7 +222,9 @@ impl<S: Subject> Run<S> {
                     News::Activity => Event::ActivityObserved { postmaster, busy: true },
                 }
             }
-            Input::Fired { timer, back } => Event::TimerFired { epoch: self.epoch(Thing::Timer(timer), back) },
+            Input::Fired { timer, back } => {
+                Event::TimerFired { epoch: self.epoch(Thing::Timer(timer), back) }
+            }
             Input::NewProcess { .. } => unreachable!("not an event"),
         }
     }
@@ -313,7 +317,8 @@ impl<S: Subject> Run<S> {
     /// epochs would take it for.
     pub fn refreshed(&mut self, input: &Input) -> Event {
         let mut input = *input;
-        if let Input::Ended { back, .. } | Input::Postmaster { back, .. } | Input::Fired { back, .. } = &mut input
+        if let Input::Ended { back, .. } | Input::Postmaster { back, .. } | Input::Fired { back, .. } =
+            &mut input
         {
             *back = 0;
         }
@@ -439,8 +444,7 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
     ];
     for (often, timer) in timers {
         for back in 0..=1_u8 {
-            let armed =
-                node.item(Thing::Timer(timer), back).is_some_and(|item| node.live.contains(&item));
+            let armed = node.item(Thing::Timer(timer), back).is_some_and(|item| node.live.contains(&item));
             menu.push((if armed { often } else { 1 }, Input::Fired { timer, back }));
         }
     }

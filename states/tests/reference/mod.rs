@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use compute_states::{
-    ComputeStatus, Exit, ExitReason, FailureClass, FaultKind, Lsn, Policy, Refusal, Reply, StopMode, TerminateMode, TerminationResult,
-    Timer,
+    ComputeStatus, Exit, ExitReason, FailureClass, FaultKind, Lsn, Policy, Refusal, Reply, StopMode,
+    TerminateMode, TerminationResult, Timer,
 };
 
 mod down;
@@ -60,18 +60,34 @@ pub enum News {
 /// An event, by ordinals: `back` 0 is the latest of its kind, 1 the one before, and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Input {
-    Booted { spec: Option<bool> },
-    Configure { final_sync: bool },
+    Booted {
+        spec: Option<bool>,
+    },
+    Configure {
+        final_sync: bool,
+    },
     Terminate(TerminateMode),
     Refresh,
     Hint,
     Signal,
     Reload,
-    Ended { work: Thing, outcome: Outcome, back: u8 },
-    Postmaster { news: News, back: u8 },
-    Fired { timer: Timer, back: u8 },
+    Ended {
+        work: Thing,
+        outcome: Outcome,
+        back: u8,
+    },
+    Postmaster {
+        news: News,
+        back: u8,
+    },
+    Fired {
+        timer: Timer,
+        back: u8,
+    },
     /// Not an event: the process is gone, and a new one begins.
-    NewProcess { restart: bool },
+    NewProcess {
+        restart: bool,
+    },
 }
 
 /// What must be requested.
@@ -536,8 +552,11 @@ impl Node {
 
     fn back_off(&mut self, fault: FaultKind, thing: Thing) {
         self.note(fault, thing);
-        let pause =
-            self.policy.refresh_backoff.saturating_mul(1 << self.attempt).min(self.policy.refresh_backoff_cap);
+        let pause = self
+            .policy
+            .refresh_backoff
+            .saturating_mul(1 << self.attempt)
+            .min(self.policy.refresh_backoff_cap);
         self.attempt = (self.attempt + 1).min(30);
         self.ask(Ask::Arm(Timer::RefreshBackoff, pause));
     }
