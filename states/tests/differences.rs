@@ -87,7 +87,8 @@ fn a_refresh_latched_before_a_failed_configuration_outlives_the_next_one() {
         APPLIED,
     ]);
     assert_eq!(status, ComputeStatus::Running);
-    let latched = effects.iter().any(|effect| matches!(effect, Effect::ArmTimer { timer: Timer::LatchedRefresh, .. }));
+    let latched =
+        effects.iter().any(|effect| matches!(effect, Effect::ArmTimer { timer: Timer::LatchedRefresh, .. }));
     assert!(latched, "{effects:?}");
 }
 

@@ -58,7 +58,10 @@ fn statuses_have_the_originals_names() {
         assert_eq!(status.name(), plain);
         assert_eq!(format!("{status:?}"), plain);
     }
-    assert!(serde_json::from_str::<ComputeStatus>("\"termination_pending\"").is_err(), "the older name is gone");
+    assert!(
+        serde_json::from_str::<ComputeStatus>("\"termination_pending\"").is_err(),
+        "the older name is gone"
+    );
 }
 
 /// One event of each kind, as the journal writes it.
@@ -94,7 +97,10 @@ fn events() -> Vec<(Event, &'static str)> {
         (Event::Swept { epoch }, r#"{"swept":{"epoch":7}}"#),
         (Event::FinalSyncDone { epoch, lsn: Lsn(40) }, r#"{"final_sync_done":{"epoch":7,"lsn":40}}"#),
         (Event::FinalSyncFailed { epoch, class }, r#"{"final_sync_failed":{"epoch":7,"class":"timed_out"}}"#),
-        (Event::SpawnFailed { postmaster, class }, r#"{"spawn_failed":{"postmaster":8,"class":"timed_out"}}"#),
+        (
+            Event::SpawnFailed { postmaster, class },
+            r#"{"spawn_failed":{"postmaster":8,"class":"timed_out"}}"#,
+        ),
         (Event::PostmasterProgressed { postmaster }, r#"{"postmaster_progressed":{"postmaster":8}}"#),
         (Event::PostmasterReady { postmaster }, r#"{"postmaster_ready":{"postmaster":8}}"#),
         (

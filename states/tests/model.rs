@@ -83,7 +83,10 @@ impl World {
             ComputeStatus::Running | ComputeStatus::Configuration | ComputeStatus::RefreshConfiguration
         );
         self.note("said to serve, and gone", !serving || self.alive.is_some());
-        self.note("an error while running", status != ComputeStatus::Running || self.machine.fault().is_none());
+        self.note(
+            "an error while running",
+            status != ComputeStatus::Running || self.machine.fault().is_none(),
+        );
         let pending = status == ComputeStatus::RefreshConfigurationPending;
         let fetching = self.work.iter().any(|(work, _)| *work == Work::Fetch);
         self.note("a refresh without fetch or timer", !pending || fetching || !self.timers.is_empty());
@@ -149,12 +152,16 @@ impl World {
 fn results(work: Work, epoch: Epoch) -> (Vec<Event>, Option<Event>) {
     let class = FailureClass::Transient;
     let spec = SpecOutline { revision: Revision(9), final_sync: false };
-    let found =
-        |same_pageservers| Event::SpecFetched { epoch, fetched: FetchedSpec::Spec { spec, same_pageservers } };
+    let found = |same_pageservers| Event::SpecFetched {
+        epoch,
+        fetched: FetchedSpec::Spec { spec, same_pageservers },
+    };
     match work {
         Work::WarmUp => (vec![Event::WarmUpEnded { epoch }], None),
         Work::Resolve => (vec![Event::SpecResolved { epoch }], Some(Event::SpecRejected { epoch, class })),
-        Work::Prepare => (vec![Event::StoragePrepared { epoch }], Some(Event::StorageFailed { epoch, class })),
+        Work::Prepare => {
+            (vec![Event::StoragePrepared { epoch }], Some(Event::StorageFailed { epoch, class }))
+        }
         Work::Apply => (vec![Event::SpecApplied { epoch }], Some(Event::ApplyFailed { epoch, class })),
         Work::Fetch => (
             vec![found(true), found(false), Event::SpecFetched { epoch, fetched: FetchedSpec::NoSpec }],
@@ -296,12 +303,14 @@ impl Model for Bounds {
                 let going = !world.work.is_empty() || !world.timers.is_empty() || world.alive.is_some();
                 at_rest || going || world.exited.is_some()
             }),
-            Property::sometimes("runs", |_, world: &World| {
-                world.machine.status() == ComputeStatus::Running
-            }),
+            Property::sometimes("runs", |_, world: &World| world.machine.status() == ComputeStatus::Running),
             Property::sometimes("runs after a reconfiguration", |_, world: &World| {
                 world.machine.status() == ComputeStatus::Running
-                    && world.machine.state().server().is_some_and(|server| server.applied.revision > Revision(1))
+                    && world
+                        .machine
+                        .state()
+                        .server()
+                        .is_some_and(|server| server.applied.revision > Revision(1))
             }),
             Property::sometimes("refreshes", |_, world: &World| {
                 world.machine.status() == ComputeStatus::RefreshConfiguration
@@ -335,7 +344,10 @@ fn check(name: &str, bounds: Bounds) {
 #[test]
 fn every_interleaving_of_two_requests_and_a_mishap_is_sound() {
     let restart = RestartPolicy::Never;
-    check("two requests, one mishap, one repetition", Bounds { requests: 2, mishaps: 1, repeats: 1, restart });
+    check(
+        "two requests, one mishap, one repetition",
+        Bounds { requests: 2, mishaps: 1, repeats: 1, restart },
+    );
 }
 
 #[test]

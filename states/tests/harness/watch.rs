@@ -117,7 +117,10 @@ impl Watch {
         ensure(reaction.has_verdict, "no verdict")?;
         let moved = matches!(reaction.verdict, Verdict::Moved(_));
         let unseen = before == S::Failed && after == S::Failed;
-        ensure(moved == (before != after) || (moved && unseen), "the verdict and the status disagree on a move")?;
+        ensure(
+            moved == (before != after) || (moved && unseen),
+            "the verdict and the status disagree on a move",
+        )?;
         ensure(before != S::Terminated || after == S::Terminated, "Terminated was left")?;
         if reaction.verdict == Verdict::Stale {
             ensure(reaction.effects.is_empty() && !reaction.changed, "a stale event did something")?;
@@ -167,7 +170,10 @@ impl Watch {
                 match timer {
                     Timer::TerminatedLinger => {
                         ensure(
-                            self.fast && !self.hastened && !self.was_empty && pause == self.policy.fast_linger,
+                            self.fast
+                                && !self.hastened
+                                && !self.was_empty
+                                && pause == self.policy.fast_linger,
                             "a linger that nobody asked for",
                         )?;
                     }
@@ -206,7 +212,9 @@ impl Watch {
         let terminate = kind == EventKind::TerminateRequested;
         let fits = match reply {
             Reply::Configured => configure && after == S::Running,
-            Reply::ConfigureFailed => configure && matches!(after, S::Failed | S::Init | S::RefreshConfigurationPending),
+            Reply::ConfigureFailed => {
+                configure && matches!(after, S::Failed | S::Init | S::RefreshConfigurationPending)
+            }
             Reply::ConfigureSuperseded => {
                 configure && matches!(after, S::TerminationPendingFast | S::TerminationPendingImmediate)
             }
@@ -258,9 +266,11 @@ impl Watch {
         }
         let waits = |list: &[Thing]| self.wanted.values().any(|thing| list.contains(thing));
         let goes_on = match after {
-            S::Empty => !self.booted || event.kind() != EventKind::Booted || before != S::Empty || {
-                reaction.verdict == Verdict::Stale || waits(&[Thing::WarmUp])
-            },
+            S::Empty => {
+                !self.booted || event.kind() != EventKind::Booted || before != S::Empty || {
+                    reaction.verdict == Verdict::Stale || waits(&[Thing::WarmUp])
+                }
+            }
             S::Running => true,
             S::ConfigurationPending => waits(&[Thing::Resolve]),
             S::Configuration | S::RefreshConfiguration => waits(&[Thing::Apply]),

@@ -1,10 +1,11 @@
 //! Ways in which a machine can be wrong in one cell, and a machine that is.
+#![allow(unreachable_pub, reason = "a module of a test")]
 
 use std::time::Duration;
 
 use compute_states::{
-    Cause, ComputeStatus, Effect, EffectKind, Epoch, Event, EventKind, Exit, ExitReason, Lsn, Machine, Policy, Refusal,
-    Reply, RequestId, Revision, StopMode, TerminationResult, Timer, Verdict,
+    Cause, ComputeStatus, Effect, EffectKind, Epoch, Event, EventKind, Exit, ExitReason, Lsn, Machine,
+    Policy, Refusal, Reply, RequestId, Revision, StopMode, TerminationResult, Timer, Verdict,
 };
 use serde_json::Value;
 
@@ -159,8 +160,18 @@ fn misremembered(fact: &Value) -> Vec<Value> {
         }
         Value::String(text) => {
             let others = [
-                "fast", "immediate", "kill", "stopped", "detached", "start_failed", "final_sync_failed", "after_fetch",
-                "transient", "permanent", "idle", "spawned",
+                "fast",
+                "immediate",
+                "kill",
+                "stopped",
+                "detached",
+                "start_failed",
+                "final_sync_failed",
+                "after_fetch",
+                "transient",
+                "permanent",
+                "idle",
+                "spawned",
             ];
             others.iter().filter(|other| *other != text).map(|other| Value::from(*other)).collect()
         }
@@ -325,7 +336,9 @@ pub fn ways(cell: &Cell, reaction: &Reaction, after: &Machine) -> Vec<Wrong> {
         let Some(example) = reaction.effects.iter().find(|effect| effect.kind() == *kind) else { continue };
         ways.push(Wrong::Drop(*kind));
         ways.push(Wrong::Repeat(*kind));
-        ways.extend((0..4).filter(|how| altered(example, *how).is_some()).map(|how| Wrong::Alter(*kind, how)));
+        ways.extend(
+            (0..4).filter(|how| altered(example, *how).is_some()).map(|how| Wrong::Alter(*kind, how)),
+        );
     }
     if reaction.effects.len() > 1 {
         ways.push(Wrong::Reverse);

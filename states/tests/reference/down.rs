@@ -266,8 +266,7 @@ impl Node {
 
     fn crashed(&mut self, exit: Exit) {
         let refreshing = matches!(self.status, S::RefreshConfigurationPending | S::RefreshConfiguration);
-        let owes_refresh =
-            refreshing || self.latched || self.waits_for(Thing::Timer(Timer::LatchedRefresh));
+        let owes_refresh = refreshing || self.latched || self.waits_for(Thing::Timer(Timer::LatchedRefresh));
         let applied = self.applied.expect("it served");
         self.note(FaultKind::Crashed(exit), Thing::Postmaster);
         self.latched = false;
