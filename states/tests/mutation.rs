@@ -8,10 +8,10 @@
 //! cargo test -p compute-states --test mutation -- --nocapture
 //! ```
 //!
-//! prints the figures. The test fails when a mutant survives that is not in the list below, or when one in the
-//! list no longer does.
+//! prints the figures. The test fails when a mutant survives that none of the reasons below covers, or when a reason
+//! covers more or fewer than it did.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use compute_states::{Cause, ComputeStatus, Exit, Machine, Policy, TerminateMode, Timer, Verdict};
@@ -251,6 +251,9 @@ const HARMLESS: [&str; 11] = [
     "the stage after it has begun, or never had what this is about",
 ];
 
+/// How many mutants each of these excuses; the walks are the same in every run.
+const EXCUSED: [usize; HARMLESS.len()] = [49, 165, 36, 87, 6, 6, 2, 6, 24, 26, 22];
+
 fn harmless(cell: &Cell, wrong: &Wrong) -> Option<&'static str> {
     let (status, _, verdict) = cell;
     let late = *verdict == Verdict::Taken(Cause::LateExit);
@@ -344,6 +347,10 @@ fn the_oracles_notice_a_machine_that_is_wrong_in_one_cell() {
         }
     }
     assert_eq!(unexplained, 0, "mutants survive that nobody has explained");
-    let used: BTreeSet<&str> = survivors.keys().filter_map(|(_, why)| *why).collect();
-    assert_eq!(used, BTreeSet::from(HARMLESS), "a reason explains nothing any more");
+    // Rules are broad, so what they excuse is counted: one more survivor is to be looked at, one fewer is good news.
+    let excused = HARMLESS.map(|rule| {
+        let by_rule = survivors.iter().filter(|((_, why), _)| *why == Some(rule));
+        by_rule.map(|(_, cells)| cells.len()).sum::<usize>()
+    });
+    assert_eq!(excused, EXCUSED, "survivors by reason");
 }
