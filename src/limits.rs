@@ -58,4 +58,64 @@ pub const CONNECT: Duration = Duration::from_secs(10);
 
 // ---- http ---------------------------------------------------------------------------------------------
 
+/// Connections each of the two servers holds at once; more wait in the kernel's backlog. The known callers
+/// (control plane, scraper, autoscaler; on the internal side every Postgres backend that lost a pageserver, for
+/// a moment each) stay far below, and the two do not share the number, so neither can shut the other out.
+pub const HTTP_CONNECTIONS: usize = 256;
+
+/// Requests one HTTP/2 connection may have open at once.
+pub const HTTP_STREAMS: u32 = 64;
+
+/// How long a client may take to send a request's head, and how long an idle connection is kept for the next
+/// one. A head is one packet; whoever takes longer only holds one of [`HTTP_CONNECTIONS`].
+pub const HTTP_HEAD_READ: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head. A token has about a thousand; the rest is room.
+pub const HTTP_HEAD_BYTES: usize = 64 * 1024;
+
+/// Bytes of the body of `/configure`. A spec with tens of thousands of roles has some ten million (decisions,
+/// section 5).
+pub const HTTP_CONFIGURE_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long the body of `/configure` may take to arrive. The known client gives up on the whole request
+/// after 120 s, and the work needs its share of them.
+pub const HTTP_BODY_READ: Duration = Duration::from_secs(60);
+
+/// Bodies of `/configure` that are held at once, each up to [`HTTP_CONFIGURE_BYTES`]; the next caller is told
+/// to come back. Only one of them can be accepted by the machine anyway.
+pub const HTTP_BODIES: usize = 4;
+
+/// How often an idle HTTP/2 client is asked whether it is still there, and how long it may take to say so: a
+/// peer that vanished without a word must not hold a connection for ever.
+pub const HTTP_PING: Duration = Duration::from_secs(30);
+
+/// How long answers under way may take to leave after the engine has ended. They are small and were written
+/// already; this is for a peer which reads slowly, and it delays the end of the process.
+pub const HTTP_DRAIN: Duration = Duration::from_secs(3);
+
+/// Connections the kernel keeps for a server that does not accept at the moment.
+pub const HTTP_BACKLOG: i32 = 1024;
+
+/// Pause after `accept` failed, which it does again at once when file descriptors have run out.
+pub const HTTP_ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Tries to find one port that is free on both loopback addresses, when any port will do.
+pub const HTTP_PORT_TRIES: usize = 16;
+
+/// Seconds after which a client that found the queue full may try again. The queue drains in less than a
+/// millisecond; one second is the least the header can say.
+pub const HTTP_RETRY_AFTER: u64 = 1;
+
 // ---- control plane ------------------------------------------------------------------------------------
+
+/// Attempts to get the spec, in all (cli, section 4).
+pub const CONTROL_PLANE_ATTEMPTS: usize = 3;
+
+/// Pause between two attempts (cli, section 4).
+pub const CONTROL_PLANE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long one attempt may take, body included: the default of the client the original uses.
+pub const CONTROL_PLANE_REQUEST: Duration = Duration::from_secs(30);
+
+/// Bytes of the control plane's answer, which is a spec like the body of `/configure`.
+pub const CONTROL_PLANE_BYTES: usize = HTTP_CONFIGURE_BYTES;
