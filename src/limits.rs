@@ -21,6 +21,10 @@ pub const QUEUE_BATCH: usize = 64;
 /// Events the journal remembers. A busy reconfiguration makes a few dozen, so this reaches back over many.
 pub const JOURNAL: usize = 1024;
 
+/// Events the full journal forgets at a time, and so the distance of the machine's copies in it: copying the
+/// machine for each event would cost more than handling the event. Divides [`JOURNAL`].
+pub const JOURNAL_STRETCH: usize = 128;
+
 /// How long cancelled work may take to end and reap its processes before it is dropped. Killing a process
 /// group takes milliseconds; this is for a machine under load.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(3);
