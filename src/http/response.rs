@@ -319,6 +319,7 @@ mod tests {
             status: machine,
             fault: None,
             error: None,
+            server: None,
             spec: None,
             start_time: Timestamp::UNIX_EPOCH,
             last_active: None,
