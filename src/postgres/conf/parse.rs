@@ -67,9 +67,11 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, SyntaxError> {
     Ok(entries)
 }
 
-/// Whether a value may stand in the file as it is, without further quoting.
+/// Whether a value may stand in the file as it is, without further quoting. Quotes of its own must not escape
+/// bytes that make up no text.
 pub(crate) fn is_value_token(text: &str) -> bool {
     value_token(text).is_some_and(|length| length == text.len())
+        && (!text.starts_with('\'') || unquote(text).is_ok())
 }
 
 /// Whether this can be the name of a setting, plain or with one dot. A directive to include files is none, though
@@ -304,6 +306,7 @@ mod tests {
         assert_eq!(fault("a = 'x'y").fault, Fault::Rest);
         assert_eq!(fault("a == 1").fault, Fault::Value);
         assert_eq!(fault("a = '\\377'").fault, Fault::Encoding);
+        assert!(is_value_token("'\\101'") && !is_value_token("'\\377'"));
     }
 
     proptest! {
