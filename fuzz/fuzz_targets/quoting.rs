@@ -147,7 +147,8 @@ fn statements(kind: u8, parts: &[&str]) {
     for name in &expected {
         assert!(found.any(|found| found == name), "{name:?} is not in {statements:?}");
     }
-    if let Step::CreateRole { verifier: Some(verifier), .. } | Step::AlterRole { verifier: Some(verifier), .. } = &step
+    if let Step::CreateRole { verifier: Some(verifier), .. }
+    | Step::AlterRole { verifier: Some(verifier), .. } = &step
     {
         let last = tokens.last().and_then(|tokens| tokens.last());
         assert_eq!(last, Some(&Token::Text(verifier.reveal().to_owned())), "the verifier ends the statement");
