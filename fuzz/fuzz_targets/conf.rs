@@ -137,17 +137,21 @@ fn reads_back(rendered: &str, spec: &ComputeSpec, settings: &[GenericOption], ex
         .collect();
     assert_eq!(pairs(&found), expected, "in\n{rendered}");
     // Then ours, the caller's, and the include.
-    let (last, rest) = pairs(ours).split_last().map(|(last, rest)| (last.clone(), rest.to_vec())).expect("an include");
+    let (last, rest) =
+        pairs(ours).split_last().map(|(last, rest)| (last.clone(), rest.to_vec())).expect("an include");
     assert_eq!(last, ("include_if_exists".to_owned(), "compute_ctl_temp_override.conf".to_owned()));
-    let callers: Vec<_> = extras.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let callers: Vec<_> =
+        extras.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     assert!(rest.ends_with(&callers), "the caller's settings in\n{rendered}");
     // No string of the spec made a line of its own.
-    let own: Vec<&Entry> = ours[..ours.len() - 1 - callers.len()].iter().filter(|entry| !is_setting(entry)).collect();
+    let own: Vec<&Entry> =
+        ours[..ours.len() - 1 - callers.len()].iter().filter(|entry| !is_setting(entry)).collect();
     for entry in &own {
         assert!(OWN.contains(&entry.name.as_str()), "{entry:?} is none of our settings");
     }
     let value = |name: &str| own.iter().find(|entry| entry.name == name).map(|entry| entry.value.clone());
-    let safekeepers = Some(spec.safekeeper_connstrings.join(",")).filter(|_| !spec.safekeeper_connstrings.is_empty());
+    let safekeepers =
+        Some(spec.safekeeper_connstrings.join(",")).filter(|_| !spec.safekeeper_connstrings.is_empty());
     assert_eq!(value("neon.tenant_id"), spec.tenant_id.as_ref().map(|id| id.to_ascii_lowercase()));
     assert_eq!(value("neon.project_id"), spec.project_id);
     assert_eq!(value("neon.pageserver_connstring"), spec.pageserver_connstring);

@@ -53,11 +53,11 @@ fn value(value: &str) {
 fn raw(text: &str) {
     if quote::raw_value(text).is_ok() {
         let tokens = tokens(text);
-        let one = match tokens.as_slice() {
-            [Token::Word(_) | Token::Number(_) | Token::Name(_) | Token::Text(_)] => true,
-            [Token::Other('+' | '-'), Token::Number(_)] => true,
-            _ => false,
-        };
+        let one = matches!(
+            tokens.as_slice(),
+            [Token::Word(_) | Token::Number(_) | Token::Name(_) | Token::Text(_)]
+                | [Token::Other('+' | '-'), Token::Number(_)]
+        );
         assert!(one, "{text:?} is {tokens:?}");
     }
     if quote::option_name(text).is_ok() {
@@ -147,7 +147,8 @@ fn statements(kind: u8, parts: &[&str]) {
     for name in &expected {
         assert!(found.any(|found| found == name), "{name:?} is not in {statements:?}");
     }
-    if let Step::CreateRole { verifier: Some(verifier), .. } | Step::AlterRole { verifier: Some(verifier), .. } = &step
+    if let Step::CreateRole { verifier: Some(verifier), .. }
+    | Step::AlterRole { verifier: Some(verifier), .. } = &step
     {
         let last = tokens.last().and_then(|tokens| tokens.last());
         assert_eq!(last, Some(&Token::Text(verifier.reveal().to_owned())), "the verifier ends the statement");
@@ -243,7 +244,7 @@ fn quoted(chars: &[char], at: &mut usize, quote: char, escapes: bool, sql: &str)
                 break;
             }
             '\\' if escapes => {
-                // `\n`, `\101`, `é` and the like mean other characters; we write none of them.
+                // `\n`, `\101`, `\u00e9` and the like mean other characters; we write none of them.
                 let escaped = next.filter(|next| !next.is_ascii_alphanumeric());
                 value.push(escaped.unwrap_or_else(|| panic!("an escape in {sql:?}")));
                 *at += 2;

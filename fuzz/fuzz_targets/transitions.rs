@@ -156,9 +156,7 @@ impl World {
                 let postmaster = self.postmaster.filter(|postmaster| !postmaster.seen)?.epoch;
                 Event::SpawnFailed { postmaster, class: class(variant) }
             }
-            b'a' => {
-                Event::ActivityObserved { postmaster: self.postmaster?.epoch, busy: variant & 1 == 1 }
-            }
+            b'a' => Event::ActivityObserved { postmaster: self.postmaster?.epoch, busy: variant & 1 == 1 },
             // Timers, also one that fired while it was being disarmed.
             b't' => Event::TimerFired { epoch: self.timers.get(at % self.timers.len().max(1))?.0 },
             b'o' => Event::TimerFired { epoch: *self.disarmed.get(at % self.disarmed.len().max(1))? },
@@ -171,7 +169,9 @@ impl World {
                 }
                 event
             }
-            b'm' => foreign(variant, Epoch(self.machine.compute().last_epoch.0 + 1 + u64::from(variant >> 5))),
+            b'm' => {
+                foreign(variant, Epoch(self.machine.compute().last_epoch.0 + 1 + u64::from(variant >> 5)))
+            }
             b'q' => foreign(variant, self.dead_epoch(usize::from(variant >> 4))?),
             // The process writes its journal and is read back.
             b'j' => {
@@ -349,7 +349,8 @@ impl World {
                 self.new_epoch(epoch);
                 assert!(after <= Duration::from_secs(300), "a timer of {after:?}");
                 self.timers.push((epoch, timer));
-                let counted = self.timers.iter().filter(|(_, timer)| *timer == Timer::RestartForgiven).count();
+                let counted =
+                    self.timers.iter().filter(|(_, timer)| *timer == Timer::RestartForgiven).count();
                 assert!(counted <= usize::from(self.policy.restart_budget), "restarts beyond the budget");
             }
             Effect::Reply { request, reply } => self.answer(request, reply),
@@ -389,9 +390,13 @@ impl World {
     }
 
     fn answer(&mut self, request: RequestId, reply: Reply) {
-        let Some(asked) = self.owed.remove(&request) else { panic!("{request:?} is answered twice: {reply:?}") };
+        let Some(asked) = self.owed.remove(&request) else {
+            panic!("{request:?} is answered twice: {reply:?}")
+        };
         let fits = match reply {
-            Reply::Configured | Reply::ConfigureFailed | Reply::ConfigureSuperseded => asked == Asked::Configure,
+            Reply::Configured | Reply::ConfigureFailed | Reply::ConfigureSuperseded => {
+                asked == Asked::Configure
+            }
             Reply::RefreshAccepted => asked == Asked::Refresh,
             Reply::Terminated(_) => asked == Asked::Terminate,
             Reply::AlreadyTerminated(_) => {
@@ -448,7 +453,8 @@ impl World {
                 assert!(!self.timers.is_empty(), "a termination without a deadline");
             }
             State::Failed(_) => assert!(
-                self.machine.fault().is_some() && (state.server().is_some() || !self.timers.is_empty() || self.exited),
+                self.machine.fault().is_some()
+                    && (state.server().is_some() || !self.timers.is_empty() || self.exited),
                 "a failure without a cause, or without an end"
             ),
             State::Empty(_) | State::Terminated(_) => {}
