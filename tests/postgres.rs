@@ -338,7 +338,7 @@ async fn slow_installation(lab: &Lab, pid: &Path) -> Installation {
         write.args(["-c", script, "sh", &body]).arg(bin.join(name));
         process::run(write, &CancellationToken::new(), PATIENCE).await.unwrap();
     }
-    Installation::find(Some(&bin.join("postgres"))).await.unwrap()
+    Installation::find(Some(&bin.join("postgres")), None).await.unwrap()
 }
 
 #[tokio::test]

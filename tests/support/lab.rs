@@ -37,7 +37,7 @@ impl Lab {
             "PostgreSQL refuses to run as root: run the tests through .ci/unprivileged (see there)"
         );
         compute_ctl::postgres::process::become_subreaper().unwrap();
-        let installation = Installation::find(None).await.expect("these tests need PostgreSQL");
+        let installation = Installation::find(None, None).await.expect("these tests need PostgreSQL");
         let cache = {
             let mut shared = CACHE.lock().unwrap();
             shared.upgrade().unwrap_or_else(|| {
