@@ -27,7 +27,7 @@ use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
 use crate::limits;
 use crate::postgres::{DataDir, Installation, process};
 use crate::secret::Secret;
-use crate::signals::{Asked, Signals};
+use crate::signals::{self, Asked, Signals};
 use crate::spec::document::ComputeConfig;
 use crate::spec::fault::{self, Shape};
 use crate::telemetry::{self, Metrics};
@@ -40,6 +40,10 @@ use world::{Parts, RealWorld};
 /// Runs a node from its first step to its exit code.
 pub fn run(options: RunOptions) -> ExitCode {
     telemetry::log::init();
+    if let Err(error) = signals::catch_early() {
+        tracing::error!(%error, "signals cannot be caught");
+        return ExitCode::Internal;
+    }
     for warning in options.not_yet_served() {
         tracing::warn!("{warning}");
     }
@@ -143,7 +147,7 @@ async fn start(
     config: Option<ComputeConfig>,
     listeners: Listeners,
 ) -> Result<ExitCode, StartError> {
-    // First, so that no signal ends the process by its default disposition from here on.
+    // First, and what was caught before is in them.
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let metrics = Arc::new(Metrics::new());
     let source = source(&options);
@@ -269,12 +273,13 @@ fn source(options: &RunOptions) -> Option<Source> {
     }
 }
 
-/// Claims the data directory for this process, and makes sure that no server lives on it.
+/// Claims the data directory for this process, and makes sure that no server lives on it. Touches nothing in it:
+/// whether it may be used is not known yet.
 async fn claim(path: &Path) -> Result<Arc<DataDir>, StartError> {
     let path = path.to_owned();
     let claimed = tokio::task::spawn_blocking(move || {
         let pgdata = DataDir::claim(&path)?;
-        pgdata.ensure_unused()?;
+        pgdata.ensure_no_server()?;
         Ok::<_, StartError>(pgdata)
     });
     claimed.await.map_err(|error| StartError::Runtime(error.into()))?

@@ -3,11 +3,41 @@
 //! A handler only enqueues (tokio's own handler writes a byte to a pipe), so nothing can deadlock in it.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use compute_states::Event;
+use nix::sys::signal::{self as unix, SaFlags, SigAction, SigHandler, SigSet};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::engine::Handle;
+
+/// Whether a stop signal came before anybody listened.
+static EARLY: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note(_signal: nix::libc::c_int) {
+    EARLY.store(true, Ordering::Relaxed);
+}
+
+extern "C" fn survive(_signal: nix::libc::c_int) {}
+
+/// Has stop signals remembered until [`Signals::install`] can be called, and the others do nothing. Their
+/// default disposition would end the process with a code that says nothing; and to PID 1 the kernel does not
+/// deliver what is not caught, so that a stop would be lost.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn catch_early() -> io::Result<()> {
+    let stop = [unix::Signal::SIGTERM, unix::Signal::SIGINT, unix::Signal::SIGQUIT];
+    let other = [unix::Signal::SIGHUP, unix::Signal::SIGUSR1, unix::Signal::SIGUSR2];
+    let stop = stop.map(|signal| (signal, note as extern "C" fn(_)));
+    for (signal, handler) in stop.into_iter().chain(other.map(|signal| (signal, survive as extern "C" fn(_))))
+    {
+        let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handlers do nothing or store to an atomic, which is safe in a signal handler.
+        unsafe { unix::sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
 
 /// The signals this process listens to. Installing them early is what keeps a signal from ending the process
 /// by its default disposition; as PID 1 it is what makes the kernel deliver them at all.
@@ -20,6 +50,7 @@ pub struct Signals {
     user1: Signal,
     user2: Signal,
     child: Signal,
+    early: bool,
 }
 
 /// What a signal asks for.
@@ -49,11 +80,16 @@ impl Signals {
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
             child: signal(SignalKind::child())?,
+            // Last, so that what came until now is either here or already in one of those above.
+            early: EARLY.load(Ordering::Relaxed),
         })
     }
 
     /// The next one. Can be dropped and called again without losing a signal.
     pub async fn next(&mut self) -> Asked {
+        if std::mem::take(&mut self.early) {
+            return Asked::Stop;
+        }
         loop {
             tokio::select! {
                 biased;

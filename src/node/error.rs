@@ -29,7 +29,7 @@ pub(super) enum StartError {
     Pgdata(#[from] PgdataError),
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("{0}")]
+    #[error(transparent)]
     Unservable(#[from] WorkError),
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
@@ -55,13 +55,16 @@ impl StartError {
     }
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line. Some errors have the text of their cause in their own.
 pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
         cause = next.source();
     }
     text

@@ -62,14 +62,18 @@ impl RealWorld {
         RealWorld { parts: Arc::new(parts), postmaster: Arc::default() }
     }
 
-    /// The guard outside the loop: whatever became of it, no Postgres outlives this program. Without effect
-    /// after an orderly end.
+    /// The guard outside the loop: whatever became of it, no Postgres outlives this program, nor anything that a
+    /// Postgres had started.
     pub(super) async fn leave_nothing(&self) {
         let process = lock(&self.postmaster).process.take();
         if let Some(process) = process {
             process.signal(crate::postgres::StopMode::Immediate);
             let outcome = process.sweep(limits::LAST_SWEEP).await;
             tracing::warn!(?outcome, "a postmaster was left, and has been ended");
+        }
+        let ended = process::end_adopted(limits::SWEEP).await;
+        if ended > 0 {
+            tracing::info!(ended, "orphans of Postgres were ended");
         }
     }
 }
@@ -396,6 +400,9 @@ fn exit(status: std::process::ExitStatus) -> Exit {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Code(code),
+        // Catching its stop signals is among the first things a postmaster does, before it opens anything. One
+        // that ends by such a signal was asked to stop before that, and there was nothing to shut down.
+        (None, Some(nix::libc::SIGINT | nix::libc::SIGTERM)) => Exit::Code(0),
         (None, signal) => Exit::Signal(signal.unwrap_or_default()),
     }
 }

@@ -197,7 +197,20 @@ impl DataDir {
         free.then(|| Occupied(Arc::clone(self)))
     }
 
-    /// Proves that no server lives on the directory, then removes a lock file that a dead one left.
+    /// [`DataDir::ensure_no_server`], and then removes a lock file that a dead server left. For a directory that
+    /// is going to be used as it is.
+    pub fn ensure_unused(&self) -> Result<(), PgdataError> {
+        self.ensure_no_server()?;
+        let file = self.path.join(LOCK_FILE);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(PgdataError::io("remove stale", &file)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Proves that no server lives on the directory. Touches nothing.
     ///
     /// A pid number proves nothing: after a reboot, or in a container where pids are few, it belongs to
     /// somebody else, and PostgreSQL itself would then refuse to start. So a server is alive if
@@ -206,7 +219,7 @@ impl DataDir {
     /// * any process that is a PostgreSQL works here, with or without that file: a backend that outlived its
     ///   postmaster still writes, or
     /// * processes are attached to the shared memory segment the file names, for those in another pid namespace.
-    pub fn ensure_unused(&self) -> Result<(), PgdataError> {
+    pub fn ensure_no_server(&self) -> Result<(), PgdataError> {
         let alive = |evidence| Err(PgdataError::Alive { path: self.path.clone(), evidence });
         if self.occupied.load(Ordering::Acquire) {
             return alive("it was started by this compute_ctl".to_owned());
@@ -235,9 +248,6 @@ impl DataDir {
                 .is_some_and(|stat| stat.is_postgres() && self.id.is_cwd_of(stat.pid) == Some(false))
         {
             return alive(format!("{} processes are attached to its shared memory", segment.attached));
-        }
-        if lock.is_some() {
-            fs::remove_file(&file).map_err(PgdataError::io("remove stale", &file))?;
         }
         Ok(())
     }
@@ -274,11 +284,11 @@ impl DataDir {
     /// Removes everything in the directory, the directory itself excepted: its parent may not be ours to write.
     /// Afterwards it is marked as unfinished and has mode 0700.
     ///
-    /// Asks [`DataDir::ensure_unused`] first and refuses what `rule` does not permit, leaving all as it was.
+    /// Asks [`DataDir::ensure_no_server`] first and refuses what `rule` does not permit, leaving all as it was.
     /// Symlinks are removed, not followed: a tablespace elsewhere stays. The marker is written first, so that
     /// a directory half cleared is known as ours; the work can be cancelled between any two files.
     pub fn clear(&self, rule: ClearRule, cancel: &CancellationToken) -> Result<(), PgdataError> {
-        self.ensure_unused()?;
+        self.ensure_no_server()?;
         self.judge(rule)?;
         fs::set_permissions(&self.path, Permissions::from_mode(0o700))
             .map_err(PgdataError::io("set the mode of", &self.path))?;

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -117,6 +117,9 @@ struct Shared {
     group: Group,
     /// The program, to recognise backends.
     program: PathBuf,
+    /// What the postmaster runs once it is ready: another file, if the program is a script around the server.
+    /// Servers write over their environment, so that they are known by this alone when they are orphaned.
+    running: OnceLock<PathBuf>,
     /// Environment entry of all descendants that were not forked from the postmaster itself.
     tag: String,
     pgdata: Arc<DataDir>,
@@ -157,7 +160,7 @@ impl Postmaster {
         // The command holds our ends of the pipe, and the log would never end.
         drop(command);
 
-        let shared = Arc::new(Shared { group, program, tag, pgdata });
+        let shared = Arc::new(Shared { group, program, running: OnceLock::new(), tag, pgdata });
         let (facts, receiver) = mpsc::unbounded_channel();
         let (exit, exited) = watch::channel(false);
         tokio::spawn(own(Arc::clone(&shared), watch, place, facts, exit));
@@ -232,9 +235,7 @@ impl Postmaster {
                 match (now >= polite, known) {
                     (true, _) => proctable::signal(stat, Signal::KILL),
                     (false, true) => {}
-                    (false, false) if stat.runs(&self.shared.program) => {
-                        proctable::signal(stat, Signal::QUIT)
-                    }
+                    (false, false) if self.shared.is_server(stat) => proctable::signal(stat, Signal::QUIT),
                     (false, false) => proctable::signal(stat, Signal::TERM),
                 }
             }
@@ -279,6 +280,7 @@ async fn own(
             biased;
             result = &mut exited => result,
             () = watch.ready(shared.group.pid()) => {
+                shared.note_program();
                 let _ = facts.send(Fact::Ready);
                 exited.await
             }
@@ -332,9 +334,20 @@ impl Shared {
         all.into_iter().filter(|stat| stat.pid != me && !stat.is_dead() && ours.contains(&stat.pid)).collect()
     }
 
+    fn note_program(&self) {
+        if let Ok(program) = std::fs::read_link(format!("/proc/{}/exe", self.group.pid())) {
+            let _noted_once = self.running.set(program);
+        }
+    }
+
+    /// Whether it runs the server's program, wherever.
+    fn is_server(&self, stat: &Stat) -> bool {
+        stat.runs(&self.program) || self.running.get().is_some_and(|program| stat.runs(program))
+    }
+
     fn owns(&self, stat: &Stat) -> bool {
         !stat.is_dead()
-            && (self.pgdata.id().is_cwd_of(stat.pid) == Some(true) && stat.runs(&self.program)
+            && (self.pgdata.id().is_cwd_of(stat.pid) == Some(true) && self.is_server(stat)
                 || stat.has_env(&self.tag))
     }
 

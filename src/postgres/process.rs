@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,7 +23,7 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::proctable::{self, Stat};
@@ -292,10 +292,55 @@ fn reap_all(which: Pid) {
     }
 }
 
+/// Children that were there before the first line of this program, by pid and start: whoever became this
+/// program by exec had started them.
+static INHERITED: OnceLock<Vec<(i32, u64)>> = OnceLock::new();
+
 /// Makes this process the one that orphaned descendants are given to, so that it can wait for them.
-/// Neither inherited by children nor undone; call it once, early. As PID 1 it changes nothing.
+/// Neither inherited by children nor undone; call it once, before any child is started. As PID 1 orphans come
+/// anyway.
 pub fn become_subreaper() -> io::Result<()> {
-    nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
+    nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)?;
+    let children = adopted().iter().map(|stat| (stat.pid, stat.start)).collect();
+    let _called_once = INHERITED.set(children);
+    Ok(())
+}
+
+/// Living children that nobody here waits for.
+fn adopted() -> Vec<Stat> {
+    let me = unistd::getpid().as_raw();
+    let managed = managed();
+    let mut all = proctable::all();
+    all.retain(|stat| stat.ppid == me && !stat.is_dead() && !managed.contains(&stat.pid));
+    all
+}
+
+/// Kills and reaps adopted orphans and those that become such by this, until none is left or time is up; how
+/// many there were. For the very end: what a session or a command had put into the background, out of reach of
+/// everything by which it could be told, must not outlive the node.
+pub async fn end_adopted(deadline: Duration) -> usize {
+    let end = Instant::now() + deadline;
+    let mut ended = BTreeSet::new();
+    loop {
+        let look = || {
+            reap_adopted();
+            let inherited = INHERITED.get().map(Vec::as_slice).unwrap_or_default();
+            let mut adopted = adopted();
+            adopted.retain(|stat| !inherited.contains(&(stat.pid, stat.start)));
+            adopted
+        };
+        // The table cannot be read only if the runtime is being shut down.
+        let adopted = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        if adopted.is_empty() || Instant::now() >= end {
+            return ended.len();
+        }
+        for stat in &adopted {
+            proctable::signal(stat, rustix::process::Signal::KILL);
+            ended.insert((stat.pid, stat.start));
+        }
+        let until = end.min(Instant::now() + limits::SWEEP_LOOK);
+        let _look_again = timeout_at(until, proctable::all_ended(&adopted)).await;
+    }
 }
 
 /// Reaps dead children that nobody here waits for: orphans adopted as subreaper or as PID 1. Returns how many.
