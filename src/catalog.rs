@@ -1,1 +1,51 @@
 //! Roles and databases: what exists is read, what differs is planned, the plan is applied.
+//!
+//! The seam between the three is data. [`read`] turns a server into an [`Existing`], [`plan`] is a pure
+//! function from that and a spec to a [`Plan`] (or to the reason why the spec is impossible, before
+//! anything was touched), and [`apply`](mod@apply) executes a plan. A spec which is already true plans nothing, so that an
+//! apply which was cut short is completed by the next one.
+
+pub mod apply;
+pub mod connect;
+pub mod plan;
+pub mod quote;
+pub mod read;
+pub mod step;
+
+pub use apply::{Applied, ApplyError};
+pub use connect::{ConnectError, Connection, ConnectionSettings, connect};
+pub use plan::{Options, Plan, PlanError};
+pub use read::Existing;
+pub use step::Step;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::spec::document::ComputeSpec;
+
+/// Which kind of PostgreSQL is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Neon's, with its extension preloaded.
+    Neon,
+    /// Any other.
+    Standard,
+}
+
+/// Makes roles and databases what `spec` says: reads, plans, executes.
+///
+/// Nothing is executed when the spec is impossible. A second call with the same spec executes nothing.
+/// Cancelling the token ends the statements under way and the call; dropping the future is safe too. In
+/// either case, and after an error, the next call carries on from what is there.
+///
+/// # Errors
+/// See [`ApplyError`].
+pub async fn apply(
+    connection: &Connection,
+    spec: &ComputeSpec,
+    options: &Options,
+    token: &CancellationToken,
+) -> Result<Applied, ApplyError> {
+    let existing = connection.unless_cancelled(token, Existing::read(connection, spec)).await??;
+    let plan = plan::plan(&existing, spec, options)?;
+    apply::execute(connection, &plan, options, token).await
+}

@@ -1,1 +1,155 @@
 //! Command line, environment and exit codes.
+//!
+//! The original's flat flags start the node; sub-commands are additions. [`parse`] turns arguments and
+//! environment into one [`Invocation`], whose [`RunOptions`] are checked as far as that is possible without
+//! touching anything: a bad flag ends the program before a directory is made or a port is bound.
+
+mod args;
+pub mod check;
+pub mod diagram;
+mod exit;
+mod options;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{CommandFactory, FromArgMatches, ValueEnum};
+
+pub use exit::ExitCode;
+pub use options::{Connstr, Port, RestartPolicy, RunOptions, SpecSource};
+
+/// What the program is asked to do.
+#[derive(Clone, Debug)]
+pub enum Invocation {
+    /// Start the node: the flat flags, or the sub-command `run`.
+    Run(Box<RunOptions>),
+    /// Judge a config or spec file.
+    Check {
+        /// The file.
+        file: PathBuf,
+        /// Print findings as JSON.
+        json: bool,
+    },
+    /// Print the state machine.
+    Diagram {
+        /// Which part.
+        slice: DiagramSlice,
+        /// In which form.
+        format: DiagramFormat,
+    },
+    /// Run a journal through the state machine again.
+    Replay {
+        /// The journal, JSON lines.
+        journal: PathBuf,
+    },
+}
+
+/// Part of the state machine to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DiagramSlice {
+    /// All statuses and the ways between them.
+    #[default]
+    Overview,
+    /// From nothing to running.
+    Startup,
+    /// A new spec for a running node.
+    Reconfiguration,
+    /// Fetching a spec again.
+    Refresh,
+    /// Every way to the end.
+    Termination,
+    /// Into and out of failure.
+    Failure,
+}
+
+impl fmt::Display for DiagramSlice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overview => "overview",
+            Self::Startup => "startup",
+            Self::Reconfiguration => "reconfiguration",
+            Self::Refresh => "refresh",
+            Self::Termination => "termination",
+            Self::Failure => "failure",
+        })
+    }
+}
+
+/// Form in which the state machine is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DiagramFormat {
+    /// Mermaid, as in the README.
+    #[default]
+    Mermaid,
+    /// Graphviz.
+    Dot,
+    /// States and edges as data.
+    Json,
+    /// Every cell of state and event, as Markdown.
+    Table,
+}
+
+/// What options depend on besides the arguments. Handed in, so that tests need not change the process.
+#[derive(Clone, Copy)]
+pub struct Environment<'a> {
+    /// Reads an environment variable.
+    pub var: &'a dyn Fn(&str) -> Option<OsString>,
+    /// Whether the program runs as root.
+    pub root: bool,
+}
+
+impl Environment<'_> {
+    /// That of this process.
+    pub fn process() -> Environment<'static> {
+        Environment { var: &|name| std::env::var_os(name), root: nix::unistd::geteuid().is_root() }
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        (self.var)(name)?.into_string().ok()
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        (self.var)(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        (self.var)(name).is_some()
+    }
+}
+
+impl fmt::Debug for Environment<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+/// Reads the command line, program name first.
+///
+/// The error prints itself: call [`clap::Error::exit`], which ends with [`ExitCode::Usage`] for a fault and 0
+/// for `--help`.
+pub fn parse<I>(arguments: I, environment: Environment<'_>) -> Result<Invocation, clap::Error>
+where
+    I: IntoIterator,
+    I::Item: AsRef<OsStr>,
+{
+    let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_owned());
+    let mut command = args::Cli::command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    let cli = args::Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let run = |args| {
+        RunOptions::new(args, environment)
+            .map(|options| Invocation::Run(Box::new(options)))
+            .map_err(|fault| command.clone().error(fault.kind, fault.message))
+    };
+    match cli.command {
+        None => run(cli.node),
+        Some(args::Command::Run(node)) => run(*node),
+        Some(args::Command::Check { file, json }) => Ok(Invocation::Check { file, json }),
+        Some(args::Command::Diagram { slice, format }) => Ok(Invocation::Diagram { slice, format }),
+        Some(args::Command::Replay { journal }) => Ok(Invocation::Replay { journal }),
+    }
+}

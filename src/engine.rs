@@ -1,1 +1,217 @@
 //! The event loop around the pure machine.
+//!
+//! One task owns the machine. It takes one envelope from one bounded queue, lets the machine handle the event,
+//! publishes what a client may see, and carries out the effects, none of which it waits for: work is spawned
+//! and comes back as an event, timers too, answers and signals to Postgres are sent and forgotten. So no cycle
+//! of waiting can form, and nothing but this task ever touches the state.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`queue`] | the handle, admission, envelopes |
+//! | [`world`] | what the outside can do, as a trait; the real one and the simulated one implement it |
+//! | [`effects`] | spawning, cancelling, one result each |
+//! | [`journal`] | the ring of what happened, its file, its replay |
+//! | [`status`] | what is published |
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use compute_states::{
+    Cause, ComputeStatus, Effect, Event, EventKind, ExitReason, Machine, Policy, RequestId, Revision, Step,
+    Verdict,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::limits;
+use crate::telemetry::Metrics;
+
+pub mod effects;
+pub mod journal;
+pub mod queue;
+pub mod status;
+pub mod world;
+
+use effects::Effects;
+use journal::Journal;
+pub use journal::Recording;
+use queue::{Answer, Control, Envelope, Input};
+pub use queue::{Handle, Rejected};
+pub use status::Snapshot;
+pub use world::{Done, Facts, Work, WorkError, World};
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The machine said so.
+    Exit(ExitReason),
+    /// The machine panicked, which is a bug: the journal tells how it came to it.
+    MachinePanicked,
+    /// Every handle is gone, so no event can come any more.
+    Abandoned,
+}
+
+/// What the loop leaves behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Why it ended.
+    pub ended: Ended,
+    /// What happened, as far back as the ring reaches.
+    pub recording: Recording,
+}
+
+/// The loop, ready to run.
+pub struct Engine<W: World> {
+    machine: Machine,
+    queue: mpsc::Receiver<Envelope>,
+    published: watch::Sender<Arc<Snapshot>>,
+    /// What is published, to look at without the lock.
+    snapshot: Arc<Snapshot>,
+    effects: Effects<W>,
+    replies: HashMap<RequestId, oneshot::Sender<Answer>>,
+    journal: Journal,
+    metrics: Arc<Metrics>,
+    /// The spec which the published status speaks of.
+    spec: Option<Revision>,
+    on_failure: Option<FailureHook>,
+}
+
+/// Called with the recording each time the compute fails.
+type FailureHook = Box<dyn Fn(Recording) + Send>;
+
+/// Builds the loop and the handle by which everything else talks to it.
+pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (Engine<W>, Handle) {
+    let machine = Machine::new(policy);
+    let (sender, queue) = mpsc::channel(limits::QUEUE);
+    let snapshot = Arc::new(Snapshot::first(&machine));
+    let (published, snapshots) = watch::channel(snapshot.clone());
+    let handle = Handle::new(sender.clone(), snapshots, metrics.clone());
+    let engine = Engine {
+        journal: Journal::new(&machine),
+        effects: Effects::new(world, sender.downgrade(), metrics.clone()),
+        machine,
+        queue,
+        published,
+        snapshot,
+        replies: HashMap::new(),
+        metrics,
+        spec: None,
+        on_failure: None,
+    };
+    (engine, handle)
+}
+
+impl<W: World> Engine<W> {
+    /// Has `hook` called with the recording each time the compute fails. It must not block.
+    pub fn on_failure(mut self, hook: impl Fn(Recording) + Send + 'static) -> Self {
+        self.on_failure = Some(Box::new(hook));
+        self
+    }
+
+    /// Runs until the machine ends the process. Dropping the future cancels all work.
+    pub async fn run(mut self) -> Outcome {
+        let mut step = Step::default();
+        let mut batch = Vec::with_capacity(limits::QUEUE_BATCH);
+        let ended = loop {
+            // Taking what is there in one go saves a wake-up per event; an empty batch means that every
+            // sender is gone.
+            if self.queue.recv_many(&mut batch, limits::QUEUE_BATCH).await == 0 {
+                break Ended::Abandoned;
+            }
+            let now = self.journal.now();
+            if let Some(ended) = batch.drain(..).find_map(|envelope| self.take(envelope, &mut step, now)) {
+                break ended;
+            }
+        };
+        // Whatever was not answered hears that the loop is gone, because its sender is dropped here. The queue
+        // is closed first, or results that wait for a place in it would keep their tasks from ending.
+        drop(batch);
+        drop(self.queue);
+        self.replies.clear();
+        self.effects.end().await;
+        Outcome { ended, recording: self.journal.record() }
+    }
+
+    fn take(&mut self, envelope: Envelope, step: &mut Step, now: std::time::Duration) -> Option<Ended> {
+        let Envelope { input, permit } = envelope;
+        drop(permit);
+        let (event, note) = match input {
+            Input::Event(event) => (event, None),
+            Input::Failure(event, text) => (event, Some(text)),
+            Input::Request { event, request, reply } => {
+                self.replies.insert(request, reply);
+                (event, None)
+            }
+            Input::Control(Control::Journal(reply)) => {
+                // A caller that went away does not need it.
+                let _ = reply.send(self.journal.record());
+                return None;
+            }
+        };
+        self.effects.settled(&event);
+        let before = self.machine.status();
+        let handled = catch_unwind(AssertUnwindSafe(|| self.machine.handle_into(&event, step)));
+        if handled.is_err() {
+            tracing::error!(?event, "the state machine panicked; this is a bug");
+            return Some(Ended::MachinePanicked);
+        }
+        let verdict = step.verdict();
+        self.journal.push(now, event, verdict, &self.machine, note.clone());
+        self.metrics.event(event.kind(), verdict);
+        let after = self.machine.status();
+        if before != after {
+            let cause = verdict.cause();
+            self.metrics.transition(before, after, cause);
+            tracing::info!(from = %before, to = %after, cause = %verdict, "transition");
+        } else {
+            tracing::debug!(?event, status = %after, verdict = ?verdict, "event");
+        }
+        self.publish(&event, verdict, note);
+        debug_assert_eq!(self.snapshot.status, self.machine.status(), "something else is published");
+        let exit = self.carry_out(step);
+        if before != after
+            && after == ComputeStatus::Failed
+            && let Some(hook) = &self.on_failure
+        {
+            hook(self.journal.record());
+        }
+        exit
+    }
+
+    /// Publishes before any answer is sent, so that whoever was answered finds what the answer says.
+    fn publish(&mut self, event: &Event, verdict: Verdict, note: Option<Arc<str>>) {
+        self.spec = status::current_spec(self.machine.state()).or(self.spec);
+        let unchanged = self.snapshot.status == self.machine.status()
+            && self.snapshot.fault == self.machine.fault()
+            && self.snapshot.spec == self.spec;
+        let activity = verdict == Verdict::Taken(Cause::ActivityNoted);
+        if unchanged && !activity && event.kind() != EventKind::Booted {
+            return;
+        }
+        let mut next = Snapshot::clone(&self.snapshot);
+        next.follow(&self.machine, self.spec, event, note);
+        self.snapshot = Arc::new(next);
+        self.published.send_replace(self.snapshot.clone());
+    }
+
+    fn carry_out(&mut self, step: &Step) -> Option<Ended> {
+        let mut ended = None;
+        for effect in step.effects() {
+            match *effect {
+                Effect::Reply { request, reply } => {
+                    if let Some(sender) = self.replies.remove(&request) {
+                        let snapshot = self.snapshot.clone();
+                        // A client that went away does not need its answer.
+                        let _ = sender.send(Answer { reply, snapshot });
+                    }
+                }
+                Effect::Exit { reason } => ended = Some(Ended::Exit(reason)),
+                other => self.effects.carry_out(other),
+            }
+        }
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,63 @@
-//! The external and the internal HTTP server.
+//! The external and the internal server.
+//!
+//! They translate: a request becomes an event, the machine's answer becomes a status code and a body. Nothing
+//! here decides what is allowed in which state.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`server`] | binding, accepting, limits on connections, graceful stop |
+//! | `routes` | which request goes where; what is checked before it does |
+//! | [`auth`] | tokens |
+//! | `response` | the one place that knows status codes and bodies |
+
+use std::sync::Arc;
+
+use compute_states::{Revision, SpecOutline};
+
+use crate::engine::Handle;
+use crate::spec::document::ComputeSpec;
+use crate::telemetry::Metrics;
+
+pub mod auth;
+mod response;
+mod routes;
+pub mod server;
+
+pub use auth::Auth;
+pub use routes::{external, internal};
+pub use server::{BindError, BindSpec, ExternalAddress, Listeners, ServeError};
+
+/// What both servers need of the rest of the program. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// The way into the event loop.
+    pub engine: Handle,
+    /// What `GET /metrics` shows.
+    pub metrics: Arc<Metrics>,
+    /// Where specs go.
+    pub specs: Arc<dyn SpecIntake>,
+    /// Who may use the external server.
+    pub auth: Auth,
+}
+
+/// Where the specs that clients send go, and what is known of those that went there.
+pub trait SpecIntake: Send + Sync + 'static {
+    /// Checks a spec and keeps it, so that the machine can speak of it by number. Called outside the
+    /// asynchronous threads, because a large spec takes a while.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for the client (400).
+    fn accept(&self, spec: ComputeSpec) -> Result<SpecOutline, String>;
+
+    /// Whose data a kept spec speaks of. Called by each `GET /status`, so it must not wait.
+    fn identity(&self, revision: Revision) -> Identity;
+}
+
+/// Whose data a spec speaks of, as `/status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// 32 hexadecimal digits, if the spec names a tenant.
+    pub tenant: Option<String>,
+    /// 32 hexadecimal digits, if the spec names a timeline.
+    pub timeline: Option<String>,
+}

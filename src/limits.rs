@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::engine::Work;
+
 // ---- engine -------------------------------------------------------------------------------------------
 
 /// Events that can wait in the queue. Dispatch takes well under a microsecond, so a full queue drains in
@@ -12,11 +14,136 @@ pub const QUEUE: usize = 1024;
 /// terminate requests must get in however many requests are knocking.
 pub const QUEUE_RESERVE: usize = 256;
 
+/// Events taken out of the queue in one go. Effects of a batch start only a few microseconds later than those
+/// of its first event.
+pub const QUEUE_BATCH: usize = 64;
+
+/// Events the journal remembers. A busy reconfiguration makes a few dozen, so this reaches back over many.
+pub const JOURNAL: usize = 1024;
+
+/// Events the full journal forgets at a time, and so the distance of the machine's copies in it: copying the
+/// machine for each event would cost more than handling the event. Divides [`JOURNAL`].
+pub const JOURNAL_STRETCH: usize = 128;
+
+/// How long cancelled work may take to end and reap its processes before it is dropped. Killing a process
+/// group takes milliseconds; this is for a machine under load.
+pub const CANCEL_GRACE: Duration = Duration::from_secs(3);
+
+/// How long a piece of work may take, after which it is cancelled and reported as timed out. These are the
+/// outermost bounds, so that nothing can hang; what is normal is bounded more closely where it is done.
+pub fn work_deadline(work: Work) -> Duration {
+    match work {
+        // Makes a template and starts a throw-away server; on a slow disk that takes a while.
+        Work::WarmUp => Duration::from_secs(120),
+        Work::ResolveSpec { .. } => Duration::from_secs(10),
+        // A base backup of a large timeline over a slow network.
+        Work::PrepareStorage { .. } => Duration::from_secs(3600),
+        // Ten thousand roles, or a statement that waits for a lock somebody holds.
+        Work::ApplySpec { .. } => Duration::from_secs(600),
+        // Three attempts of the control plane's client, 30 s each.
+        Work::FetchSpec { .. } => Duration::from_secs(100),
+        // The machine has deadlines of its own for these two, and they are shorter.
+        Work::Sweep => Duration::from_secs(30),
+        Work::FinalSync { .. } => Duration::from_secs(60),
+    }
+}
+
+// ---- node ---------------------------------------------------------------------------------------------
+
+/// Threads of the runtime. The loop needs one, everything else is short: more would only cost memory.
+pub const WORKERS: usize = 2;
+
+/// How long blocking work (a write to a file system that hangs) may keep the process after its end.
+pub const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// How often Postgres is asked whether anything is at work, as in the original.
+pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
+
+/// How long what a postmaster left behind may take to go. Shorter than the machine's own deadline, so that
+/// its result is not late.
+pub const SWEEP: Duration = Duration::from_secs(8);
+
+/// The same for the throw-away server of the warm-up, within what cancelled work may take.
+pub const WARM_UP_SWEEP: Duration = Duration::from_secs(2);
+
+/// The same for a postmaster that a fault of this program left behind.
+pub const LAST_SWEEP: Duration = Duration::from_secs(20);
+
 // ---- spec ---------------------------------------------------------------------------------------------
+
+/// Largest config or spec file read, in bytes: as much as `POST /configure` takes, so that whatever can be sent
+/// can also be kept in a file, and a mistyped path (a device, a disk image) ends in an error.
+pub const CONFIG_FILE: u64 = 64 << 20;
+
+/// Documents kept by revision besides the pinned ones. The applied and the wanted document are pinned; the rest
+/// only serves a reader which looked a revision up just before it was replaced.
+pub const SPECS_KEPT: usize = 4;
+
+/// Findings listed of one document: each costs a walk through the text, and nobody reads more before mending
+/// the first ones.
+pub const FAULTS_LISTED: usize = 100;
+
+/// Longest name of a role or database, in bytes: PostgreSQL's `NAMEDATALEN - 1`. A longer one is cut silently by
+/// the server, and would then never be found again under the name in the spec.
+pub const NAME: usize = 63;
+
+// ---- command line -------------------------------------------------------------------------------------
+
+/// How long a crashed node stays to be looked at when `--crash-linger` does not say: some status polls of a
+/// control plane which asks every 100 ms.
+pub const CRASH_LINGER: Duration = Duration::from_millis(300);
+
+/// Longest `--crash-linger` taken: beyond an hour it is a typing error, and a node which never leaves.
+pub const CRASH_LINGER_MAX: Duration = Duration::from_secs(3600);
 
 // ---- storage ------------------------------------------------------------------------------------------
 
+/// How long `initdb` may take. It needs two seconds on a slow disk; a disk that is a hundred times slower still
+/// ends with a cluster, one that hangs ends with an error.
+pub const INITDB: Duration = Duration::from_secs(300);
+
+/// Threads that copy files when a template is cloned. Most files are a few KiB, so the cost is system calls
+/// and they overlap; more threads than this only contend for the directory locks.
+pub const CLONE_THREADS: usize = 4;
+
 // ---- postgres -----------------------------------------------------------------------------------------
+
+/// How long a program may take to print its version: it reads nothing but its own file, so this bounds a
+/// program that is something else, or a dead network file system.
+pub const VERSION_PROBE: Duration = Duration::from_secs(10);
+
+/// What is kept of each output stream of a helper program, in bytes; the tail, because errors come last.
+pub const HELPER_OUTPUT: usize = 64 * 1024;
+
+/// How long the pipes of a helper are read on after its group was killed. Only a process that left the group
+/// can hold them longer, and what it writes is of no interest.
+pub const HELPER_DRAIN: Duration = Duration::from_secs(2);
+
+/// How often the work of a recovering server is sampled; a readiness deadline is some tens of seconds.
+pub const PROGRESS_SAMPLE: Duration = Duration::from_secs(1);
+
+/// Pause between looks at `postmaster.pid` where the kernel offers no inotify (gVisor, exhausted limits).
+pub const READINESS_POLL: Duration = Duration::from_millis(50);
+
+/// Silence after which buffered server log lines are written, so that the last message is not held back
+/// until the next one. The original's figure.
+pub const LOG_SILENCE: Duration = Duration::from_millis(100);
+
+/// Longest server log message kept together, in bytes; a longer one is written in pieces, so that a statement
+/// of a gigabyte in the log does not become a gigabyte here.
+pub const LOG_RECORD: usize = 1024 * 1024;
+
+/// How long the processes of a dead postmaster may take to follow an immediate stop before they are killed.
+/// They notice the death of their postmaster by themselves within some 15 ms.
+pub const SWEEP_POLITE: Duration = Duration::from_millis(500);
+
+/// Longest wait between two looks at the process table while a sweep waits for processes to end: their ends
+/// are told by pidfd, this only bounds what a process forked in between can hide.
+pub const SWEEP_LOOK: Duration = Duration::from_millis(250);
+
+/// How long the end of a swept server's log is awaited. A process that inherited the pipe and is not ours
+/// must not hold up a stop.
+pub const LOG_DRAIN: Duration = Duration::from_secs(1);
 
 // ---- catalog ------------------------------------------------------------------------------------------
 
@@ -24,6 +151,74 @@ pub const QUEUE_RESERVE: usize = 256;
 /// server must end in an error instead of a hang.
 pub const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a request to cancel a statement may take. The work is abandoned either way; this only says how
+/// long the abandoning may be delayed by a server which accepts no connection.
+pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);
+
+/// How long the sender of an active replication slot may take to end before its database is dropped. It only
+/// has to notice a signal; a drop that comes too early is refused and repeated by the next apply.
+pub const SLOT_RELEASE: Duration = Duration::from_secs(5);
+
 // ---- http ---------------------------------------------------------------------------------------------
 
+/// Connections each of the two servers holds at once; more wait in the kernel's backlog. The known callers
+/// (control plane, scraper, autoscaler; on the internal side every Postgres backend that lost a pageserver, for
+/// a moment each) stay far below, and the two do not share the number, so neither can shut the other out.
+pub const HTTP_CONNECTIONS: usize = 256;
+
+/// Requests one HTTP/2 connection may have open at once.
+pub const HTTP_STREAMS: u32 = 64;
+
+/// How long a client may take to send a request's head, and how long an idle connection is kept for the next
+/// one. A head is one packet; whoever takes longer only holds one of [`HTTP_CONNECTIONS`].
+pub const HTTP_HEAD_READ: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head. A token has about a thousand; the rest is room.
+pub const HTTP_HEAD_BYTES: usize = 64 * 1024;
+
+/// Bytes of the body of `/configure`. A spec with tens of thousands of roles has some ten million (decisions,
+/// section 5).
+pub const HTTP_CONFIGURE_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long the body of `/configure` may take to arrive. The known client gives up on the whole request
+/// after 120 s, and the work needs its share of them.
+pub const HTTP_BODY_READ: Duration = Duration::from_secs(60);
+
+/// Bodies of `/configure` that are held at once, each up to [`HTTP_CONFIGURE_BYTES`]; the next caller is told
+/// to come back. Only one of them can be accepted by the machine anyway.
+pub const HTTP_BODIES: usize = 4;
+
+/// How often an idle HTTP/2 client is asked whether it is still there, and how long it may take to say so: a
+/// peer that vanished without a word must not hold a connection for ever.
+pub const HTTP_PING: Duration = Duration::from_secs(30);
+
+/// How long answers under way may take to leave after the engine has ended. They are small and were written
+/// already; this is for a peer which reads slowly, and it delays the end of the process.
+pub const HTTP_DRAIN: Duration = Duration::from_secs(3);
+
+/// Connections the kernel keeps for a server that does not accept at the moment.
+pub const HTTP_BACKLOG: i32 = 1024;
+
+/// Pause after `accept` failed, which it does again at once when file descriptors have run out.
+pub const HTTP_ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Tries to find one port that is free on both loopback addresses, when any port will do.
+pub const HTTP_PORT_TRIES: usize = 16;
+
+/// Seconds after which a client that found the queue full may try again. The queue drains in less than a
+/// millisecond; one second is the least the header can say.
+pub const HTTP_RETRY_AFTER: u64 = 1;
+
 // ---- control plane ------------------------------------------------------------------------------------
+
+/// Attempts to get the spec, in all (cli, section 4).
+pub const CONTROL_PLANE_ATTEMPTS: usize = 3;
+
+/// Pause between two attempts (cli, section 4).
+pub const CONTROL_PLANE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long one attempt may take, body included: the default of the client the original uses.
+pub const CONTROL_PLANE_REQUEST: Duration = Duration::from_secs(30);
+
+/// Bytes of the control plane's answer, which is a spec like the body of `/configure`.
+pub const CONTROL_PLANE_BYTES: usize = HTTP_CONFIGURE_BYTES;

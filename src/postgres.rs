@@ -1,1 +1,22 @@
 //! The PostgreSQL side: installation, data directory, configuration files, the postmaster.
+//!
+//! * [`install`] finds the programs and knows their version.
+//! * [`pgdata`] owns the data directory: who lives on it, whose it is, and how it is cleared.
+//! * [`conf`] and [`hba`] write the configuration files.
+//! * [`postmaster`] starts the server, tells when it is ready and when it has ended, and sweeps what it left.
+//! * [`process`] runs helper programs, reaps orphans and drops privileges.
+
+pub mod conf;
+pub mod hba;
+pub mod install;
+mod log;
+pub mod pgdata;
+pub mod postmaster;
+pub mod process;
+mod proctable;
+mod readiness;
+
+pub use install::{InstallError, Installation, Version};
+pub use log::LogSink;
+pub use pgdata::{ClearRule, Contents, DataDir, PgdataError};
+pub use postmaster::{Fact, Launch, Postmaster, SpawnError, StopMode, SweepOutcome};

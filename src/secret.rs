@@ -36,6 +36,20 @@ impl fmt::Display for Secret {
     }
 }
 
+/// What is wrong with a document, without the values in it: serde quotes a value that has the wrong type, and
+/// nobody knows what that value was meant to be.
+pub fn without_values(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let quoting = ["invalid type", "invalid value", "invalid length", "unknown variant"];
+    let Some(kind) = quoting.into_iter().find(|kind| text.starts_with(kind)) else {
+        return text;
+    };
+    match text.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{kind}, expected {expected}"),
+        None => format!("{kind} at line {} column {}", error.line(), error.column()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +59,12 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert!(!format!("{secret:?} {secret}").contains("hunter2"));
         assert_eq!(secret.reveal(), "hunter2");
+    }
+
+    #[test]
+    fn a_fault_is_told_without_the_value() {
+        let fault = |text| without_values(&serde_json::from_str::<Vec<bool>>(text).expect_err("it is wrong"));
+        assert_eq!(fault(r#"["hunter2"]"#), "invalid type, expected a boolean at line 1 column 10");
+        assert_eq!(fault("[true"), "EOF while parsing a list at line 1 column 5");
     }
 }

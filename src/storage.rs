@@ -1,1 +1,220 @@
-//! Where the data directory comes from.
+//! Where the data directory comes from: one trait, a file per kind.
+//!
+//! A kind prepares PGDATA and nothing else; it never starts a server. `postgresql.conf` is written after it,
+//! by whoever starts the server. Kinds of Neon's storage, base backups and archives are named here but not
+//! served yet.
+//!
+//! **`pg_dynshmem`** stays the ordinary directory that `initdb` makes. Neon's original replaces it by a symlink
+//! to `/dev/shm`, which matters only with `dynamic_shared_memory_type = mmap`; there, a starting server unlinks
+//! every `mmap.*` file it finds (`dsm_cleanup_for_mmap`), so two servers of one machine would remove each
+//! other's segments, and after a reboot of a kept directory nothing is lost by not having it. The default type,
+//! `posix`, uses `/dev/shm` by itself, under names of its own.
+
+mod existing;
+mod identity;
+mod initdb;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use crate::postgres::process::RunError;
+use crate::postgres::{DataDir, Installation, PgdataError};
+use crate::spec::resolve::StorageKind;
+
+pub use existing::Existing;
+pub use initdb::Initdb;
+
+/// Why the data directory was not prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The spec asks for a kind that is not served.
+    #[error("this build does not serve storage kind \"{kind}\" yet; it serves \"initdb\" and \"existing\"")]
+    NotServed {
+        /// The kind.
+        kind: StorageKind,
+    },
+    /// The directory itself: in use, not ours, or an operation on it failed.
+    #[error(transparent)]
+    Pgdata(#[from] PgdataError),
+    /// A cluster of another major version.
+    #[error(
+        "data directory {path} was made by PostgreSQL {found}, the server found is {installed}; \
+         name one of version {found} with --pgbin"
+    )]
+    WrongVersion {
+        /// The data directory.
+        path: PathBuf,
+        /// What its `PG_VERSION` says.
+        found: String,
+        /// The server's version.
+        installed: String,
+    },
+    /// `existing` found something that is not a cluster.
+    #[error("data directory {path} holds {found}; \"existing\" needs a cluster or an empty directory")]
+    NotACluster {
+        /// The data directory.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// The cache of templates belongs to somebody else, who could put anything into our clusters.
+    #[error("template cache {path} belongs to user id {owner}; name another directory")]
+    CacheNotOurs {
+        /// The cache directory, or a template in it.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// `initdb` could not be run to its end.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// `initdb` failed.
+    #[error("initdb failed: {output}")]
+    Initdb {
+        /// The end of what it printed.
+        output: String,
+    },
+    /// An operation on a file outside the data directory, or between both, failed.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The caller gave up.
+    #[error("preparing the data directory was cancelled")]
+    Cancelled,
+    /// A bug of ours, in a blocking task.
+    #[error("preparing the data directory panicked")]
+    Panicked,
+}
+
+impl StorageError {
+    fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.into(), source }
+    }
+
+    /// The disk, or the quota, is full: trying again at once does not help, and nothing is wrong with the spec.
+    pub fn is_disk_full(&self) -> bool {
+        let full = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        match self {
+            Self::Io { source, .. } | Self::Pgdata(PgdataError::Io { source, .. }) => full(source),
+            // strerror(ENOSPC) in the C locale, which initdb is run with.
+            Self::Initdb { output } => output.contains("No space left on device"),
+            _ => false,
+        }
+    }
+
+    /// The caller's own wish, not a failure.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Run(RunError::Cancelled { .. })
+                | Self::Pgdata(PgdataError::Cancelled { .. })
+        )
+    }
+}
+
+/// What a data directory is prepared with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The programs.
+    pub installation: Installation,
+    /// The directory, claimed.
+    pub pgdata: Arc<DataDir>,
+    /// The superuser a new cluster gets, the user of `--connstr`; normally `cloud_admin`.
+    pub superuser: String,
+    /// Where templates are kept between starts. Made (0700) when absent; must be ours.
+    pub cache: PathBuf,
+    /// [`crate::postgres::pgdata::OVERRIDE_FLAG`] was given.
+    pub overwrite_foreign: bool,
+    /// The server is started again by the same process, after a crash or a failed start: a finished directory
+    /// is kept as it is, whatever the kind, and PostgreSQL recovers.
+    pub restart: bool,
+    /// Ends the work: between any two files, and `initdb` with all its processes.
+    pub cancel: CancellationToken,
+}
+
+/// What preparing came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    /// The cluster is new: nothing of an earlier run is in it.
+    Created,
+    /// The directory was kept.
+    Kept,
+}
+
+/// A kind of storage.
+pub trait Storage: fmt::Debug + Send + Sync {
+    /// Its name in the spec.
+    fn kind(&self) -> &'static str;
+
+    /// Makes the data directory such that a server can be started on it, or fails and says why. First of all it
+    /// makes sure that no server lives there. After a failure or a cancellation it can be called again; when
+    /// the future is dropped, the work ends at the next file, and the directory stays claimed until then.
+    fn prepare<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Prepared, StorageError>>;
+
+    /// Refuses what [`Storage::prepare`] would refuse because of what is in the directory, and touches nothing.
+    fn judge<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StorageError>>;
+}
+
+/// The storage a spec asks for.
+///
+/// # Errors
+/// [`StorageError::NotServed`] for a kind that is not built yet.
+pub fn open(kind: StorageKind) -> Result<Box<dyn Storage>, StorageError> {
+    match kind {
+        StorageKind::Initdb => Ok(Box::new(Initdb)),
+        StorageKind::Existing => Ok(Box::new(Existing)),
+        StorageKind::Neon | StorageKind::BaseBackup | StorageKind::Archive => {
+            Err(StorageError::NotServed { kind })
+        }
+    }
+}
+
+/// Makes what a first start needs and no spec changes: the template of `initdb`. Touches no data directory.
+///
+/// # Errors
+/// As [`Storage::prepare`]. Nothing depends on it: whatever is missing is made when it is needed.
+pub async fn warm_up(context: &Context) -> Result<(), StorageError> {
+    initdb::ensure_template(context).await
+}
+
+/// Runs file work on a blocking thread. The work gets a token that also fires when the future is dropped, for
+/// a blocking task cannot be stopped from outside.
+async fn blocking<T: Send + 'static>(
+    cancel: &CancellationToken,
+    work: impl FnOnce(&CancellationToken) -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    let token = cancel.child_token();
+    let _on_drop = token.clone().drop_guard();
+    match tokio::task::spawn_blocking(move || work(&token)).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(StorageError::Panicked),
+        Err(_) => Err(StorageError::Cancelled),
+    }
+}
+
+/// Refuses a cluster of another major version than the server's.
+fn same_version(pgdata: &DataDir, installation: &Installation) -> Result<(), StorageError> {
+    let found = pgdata.cluster_version()?.unwrap_or_default();
+    if found == installation.version().major.to_string() {
+        return Ok(());
+    }
+    Err(StorageError::WrongVersion {
+        path: pgdata.path().to_owned(),
+        found,
+        installed: installation.version().to_string(),
+    })
+}

@@ -1,17 +1,24 @@
 //! Wire types of the config and spec documents.
 //!
 //! Field names, defaults and spellings are the original's (reference: spec-format). Unknown fields are
-//! ignored everywhere, an absent optional field equals `null`. The only field of our own is
+//! ignored everywhere, an absent optional field equals `null`. Fields with a default which are no `Option`
+//! may be absent but refuse an explicit `null`, as in the original. The only field of our own is
 //! [`ComputeSpec::storage`], which the original ignores.
+//!
+//! Identifiers and LSNs stay text here: [`super::fault`] judges them all at once with their positions, and
+//! [`super::resolve`] turns them into types. `Debug` of these types never shows a value that may hold a secret.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::secret::Secret;
 
 /// The `--config` file: a spec, if there is one yet, and what `compute_ctl` itself needs to know.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct ComputeConfig {
     /// The wanted node. `null` or absent starts an empty compute, which waits for `POST /configure`.
     #[serde(default)]
@@ -71,7 +78,7 @@ pub struct TlsConfig {
 }
 
 /// The wanted node.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Deserialize, Serialize)]
 pub struct ComputeSpec {
     /// Version of the format; never checked, `1.0` in practice.
     pub format_version: f32,
@@ -137,9 +144,9 @@ pub struct ComputeSpec {
     /// Extensions that can be downloaded.
     #[serde(default)]
     pub remote_extensions: Option<RemoteExtSpec>,
-    /// Settings of the connection pooler.
+    /// Settings of the connection pooler, in the document's order.
     #[serde(default)]
-    pub pgbouncer_settings: Option<BTreeMap<String, String>>,
+    pub pgbouncer_settings: Option<PgbouncerSettings>,
     /// Configuration of the local proxy.
     #[serde(default)]
     pub local_proxy_config: Option<LocalProxySpec>,
@@ -181,6 +188,29 @@ fn default_reconfigure_concurrency() -> usize {
     1
 }
 
+/// Names the compute and counts the rest: connection strings, settings and options may hold secrets.
+impl fmt::Debug for ComputeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ComputeSpec")
+            .field("operation_uuid", &self.operation_uuid)
+            .field("tenant_id", &self.tenant_id)
+            .field("timeline_id", &self.timeline_id)
+            .field("mode", &self.mode)
+            .field("storage", &self.storage)
+            .field("roles", &self.cluster.roles.len())
+            .field("databases", &self.cluster.databases.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ComputeSpec {
+    /// Value of the first entry of `cluster.settings` with exactly this name, if it has one.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        let settings = self.cluster.settings.as_deref().unwrap_or_default();
+        settings.iter().find(|setting| setting.name == name)?.value.as_deref()
+    }
+}
+
 /// Where the data directory comes from, tagged by `kind`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -193,22 +223,93 @@ pub enum StorageSpec {
     /// The data directory as it stands; `initdb` only if it is empty.
     Existing,
     /// A base backup streamed from another PostgreSQL.
-    BaseBackup(serde_json::Map<String, serde_json::Value>),
+    BaseBackup(StorageParameters),
     /// A tar archive from a path or a URL.
-    Archive(serde_json::Map<String, serde_json::Value>),
+    Archive(StorageParameters),
 }
 
-/// An optional behaviour asked for by name.
+/// Parameters of a storage kind, as they stand in the document; which are needed is for that kind to say.
+#[derive(Clone, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct StorageParameters(pub serde_json::Map<String, serde_json::Value>);
+
+/// Names only: a connection string may hold a password.
+impl fmt::Debug for StorageParameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// An optional behaviour asked for by name. Decoded from a string and nothing else, hence the detour: a
+/// derived enum would also take an object with one key.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", from = "String")]
 pub enum ComputeFeature {
     /// The activity monitor also compares database statistics.
     ActivityMonitorExperimental,
     /// Apply [`ComputeCtlConfig::tls`].
     TlsExperimental,
     /// A name this version does not know; without effect.
-    #[serde(other)]
     UnknownFeature,
+}
+
+impl From<String> for ComputeFeature {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "activity_monitor_experimental" => Self::ActivityMonitorExperimental,
+            "tls_experimental" => Self::TlsExperimental,
+            _ => Self::UnknownFeature,
+        }
+    }
+}
+
+/// Settings of the connection pooler: names and values in the document's order.
+///
+/// The original keeps the order, because the settings are written to an ini file one after the other. A
+/// repeated name keeps its first place and its last value.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct PgbouncerSettings(pub Vec<(String, String)>);
+
+/// Names only: a value may hold a password.
+impl fmt::Debug for PgbouncerSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl Serialize for PgbouncerSettings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for PgbouncerSettings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = PgbouncerSettings;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object whose values are strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut settings: Vec<(String, String)> = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, String>()? {
+                    match settings.iter_mut().find(|(known, _)| *known == name) {
+                        Some(known) => known.1 = value,
+                        None => settings.push((name, value)),
+                    }
+                }
+                Ok(PgbouncerSettings(settings))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
 }
 
 /// What kind of compute this is.
@@ -242,7 +343,7 @@ pub enum ComputeAudit {
 }
 
 /// Roles, databases and settings.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Default, Deserialize, Serialize)]
 pub struct Cluster {
     /// Logged only.
     #[serde(default)]
@@ -263,6 +364,17 @@ pub struct Cluster {
     /// Settings, which override `postgresql_conf`.
     #[serde(default)]
     pub settings: Option<Vec<GenericOption>>,
+}
+
+/// Without `postgresql_conf`, which may hold passwords.
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("roles", &self.roles)
+            .field("databases", &self.databases)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One entry of `delta_operations`.
@@ -303,7 +415,7 @@ pub struct Database {
 }
 
 /// A name with an optional value: a setting, or an option of a statement.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Deserialize, Serialize, PartialEq, Eq)]
 pub struct GenericOption {
     /// Name of the setting or option.
     pub name: String,
@@ -312,6 +424,16 @@ pub struct GenericOption {
     pub value: Option<String>,
     /// `string` for values that must be quoted; anything else is written as it stands.
     pub vartype: String,
+}
+
+/// Without the value: settings such as `primary_conninfo` hold passwords.
+impl fmt::Debug for GenericOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenericOption")
+            .field("name", &self.name)
+            .field("vartype", &self.vartype)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where the pageservers are.
@@ -337,7 +459,7 @@ pub struct PageserverShardInfo {
 }
 
 /// One pageserver of a shard.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Deserialize, Serialize, PartialEq, Eq)]
 pub struct PageserverShardConnectionInfo {
     /// Node id.
     #[serde(default)]
@@ -348,6 +470,13 @@ pub struct PageserverShardConnectionInfo {
     /// gRPC URL.
     #[serde(default)]
     pub grpc_url: Option<String>,
+}
+
+/// Without the URLs, which may hold a password.
+impl fmt::Debug for PageserverShardConnectionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageserverShardConnectionInfo").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// Protocol towards the pageservers.

@@ -1,0 +1,220 @@
+//! Executes a plan.
+//!
+//! Neighbouring steps that can share a transaction do, and their statements are sent at once: one round
+//! trip, all or nothing. Databases are created and dropped one by one, because PostgreSQL allows that
+//! outside of transactions only, and one by one means that nothing is under way after an error or a cancel.
+//! Steps inside of other databases get a session there, a transaction per database.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+
+use futures_util::future::{MaybeDone, maybe_done};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use super::connect::{Cancelled, ConnectError, Connection, connect, sqlstate};
+use super::plan::{Options, Plan, PlanError};
+use super::read::ReadError;
+use super::step::{Place, RenderError, Step};
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Steps of the plan.
+    pub steps: usize,
+    /// Statements executed, not counting those which begin and end transactions.
+    pub statements: usize,
+}
+
+/// Why a spec was not applied, or not in full.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// The present state is not known; nothing was executed.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The spec is impossible; nothing was executed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A step has no form in SQL.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// No session in a database that has work in it.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server refused a step. Its transaction is rolled back; what came before stands.
+    #[error("cannot {step} (in database {database:?}){}", sqlstate(.source))]
+    Step {
+        /// The step, in words.
+        step: String,
+        /// The database of the session.
+        database: String,
+        /// What the server said.
+        source: tokio_postgres::Error,
+    },
+    /// The token was cancelled. What was done before stands.
+    #[error("applying roles and databases was cancelled")]
+    Cancelled,
+}
+
+impl From<Cancelled> for ApplyError {
+    fn from(Cancelled: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl ApplyError {
+    /// The server's SQLSTATE, if the error came from the server.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Connect(error) => error.sqlstate(),
+            Self::Read(ReadError(source)) | Self::Step { source, .. } => {
+                source.code().map(tokio_postgres::error::SqlState::code)
+            }
+            Self::Plan(_) | Self::Render(_) | Self::Cancelled => None,
+        }
+    }
+}
+
+/// Executes the steps in order. See [`super::apply()`] for what cancelling does.
+///
+/// # Errors
+/// See [`ApplyError`].
+pub async fn execute(
+    connection: &Connection,
+    plan: &Plan,
+    options: &Options,
+    token: &CancellationToken,
+) -> Result<Applied, ApplyError> {
+    let mut applied = Applied::default();
+    for stage in stages(plan.steps()) {
+        let statements = match &stage {
+            Stage::Together(steps) => together(connection, steps, token).await?,
+            Stage::Alone(step) => alone(connection, step, token).await?,
+            Stage::Inside(databases) => inside(connection, databases, options.concurrency, token).await?,
+        };
+        for step in stage.steps() {
+            tracing::info!("applied: {step}");
+        }
+        applied.steps += stage.steps().count();
+        applied.statements += statements;
+    }
+    Ok(applied)
+}
+
+/// Steps that are executed in one go.
+enum Stage<'a> {
+    Together(Vec<&'a Step>),
+    Alone(&'a Step),
+    Inside(BTreeMap<&'a str, Vec<&'a Step>>),
+}
+
+impl<'a> Stage<'a> {
+    fn steps(&self) -> Box<dyn Iterator<Item = &'a Step> + Send + '_> {
+        match self {
+            Self::Together(steps) => Box::new(steps.iter().copied()),
+            Self::Alone(step) => Box::new(std::iter::once(*step)),
+            Self::Inside(databases) => Box::new(databases.values().flatten().copied()),
+        }
+    }
+}
+
+fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
+    let mut stages: Vec<Stage<'_>> = Vec::new();
+    for step in steps {
+        match (step.place(), stages.last_mut()) {
+            (Place::Shared, Some(Stage::Together(group))) => group.push(step),
+            (Place::Shared, _) => stages.push(Stage::Together(vec![step])),
+            (Place::Alone, _) => stages.push(Stage::Alone(step)),
+            (Place::Inside(database), Some(Stage::Inside(databases))) => {
+                databases.entry(database).or_default().push(step);
+            }
+            (Place::Inside(database), _) => {
+                stages.push(Stage::Inside(BTreeMap::from([(database, vec![step])])));
+            }
+        }
+    }
+    stages
+}
+
+/// One transaction, all its statements sent before the first answer is awaited. After a failure the server
+/// skips the rest, so the first error is the cause and the final `COMMIT` rolls back.
+async fn together(
+    connection: &Connection,
+    steps: &[&Step],
+    token: &CancellationToken,
+) -> Result<usize, ApplyError> {
+    let mut script = vec![(None, "BEGIN".to_owned())];
+    for step in steps {
+        script.extend(step.sql()?.into_iter().map(|sql| (Some(*step), sql)));
+    }
+    script.push((None, "COMMIT".to_owned()));
+    let statements = script.len() - 2;
+    let client = connection.client();
+    let sent = script.iter().map(|(_, sql)| client.batch_execute(sql)).collect();
+    let answers = connection.unless_cancelled(token, pipeline(sent)).await?;
+    for (answer, (step, _)) in answers.into_iter().zip(&script) {
+        // The frame of the transaction is as much the first step's doing as any other's.
+        answer.map_err(|source| failed(connection, step.unwrap_or(steps[0]), source))?;
+    }
+    Ok(statements)
+}
+
+async fn alone(connection: &Connection, step: &Step, token: &CancellationToken) -> Result<usize, ApplyError> {
+    let script = step.sql()?;
+    for sql in &script {
+        let work = connection.client().batch_execute(sql);
+        let answer = connection.unless_cancelled(token, work).await?;
+        answer.map_err(|source| failed(connection, step, source))?;
+    }
+    Ok(script.len())
+}
+
+async fn inside(
+    connection: &Connection,
+    databases: &BTreeMap<&str, Vec<&Step>>,
+    concurrency: usize,
+    token: &CancellationToken,
+) -> Result<usize, ApplyError> {
+    let work: Vec<_> = databases
+        .iter()
+        .map(|(database, steps)| async move {
+            if *database == connection.settings().database() {
+                return together(connection, steps, token).await;
+            }
+            let settings = connection.settings().in_database(database);
+            let session = connection.unless_cancelled(token, connect(&settings)).await??;
+            together(&session, steps, token).await
+        })
+        .collect();
+    let counts: Vec<usize> = stream::iter(work).buffer_unordered(concurrency.max(1)).try_collect().await?;
+    Ok(counts.into_iter().sum())
+}
+
+fn failed(connection: &Connection, step: &Step, source: tokio_postgres::Error) -> ApplyError {
+    let database = connection.settings().database().to_owned();
+    ApplyError::Step { step: step.to_string(), database, source }
+}
+
+/// Awaits all futures, each polled once, in order, before any is awaited: a statement is sent at its first
+/// poll, so this keeps both the order and the single round trip.
+async fn pipeline<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut started: Vec<Pin<Box<MaybeDone<F>>>> =
+        futures.into_iter().map(|future| Box::pin(maybe_done(future))).collect();
+    poll_fn(|cx| {
+        for future in &mut started {
+            // A future that is not done is awaited below.
+            let _ = future.as_mut().poll(cx);
+        }
+        Poll::Ready(())
+    })
+    .await;
+    let mut outputs = Vec::with_capacity(started.len());
+    for mut future in started {
+        future.as_mut().await;
+        outputs.extend(future.as_mut().take_output());
+    }
+    outputs
+}

@@ -1,0 +1,357 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::catalog::read::ExistingRole;
+
+const SCRAM: &str = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:\
+                     BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBA=";
+const MD5: &str = "0123456789abcdef0123456789abcdef";
+
+fn spec(roles: Value, databases: Value, deltas: Value) -> ComputeSpec {
+    serde_json::from_value(json!({
+        "format_version": 1.0,
+        "suspend_timeout_seconds": -1,
+        "cluster": { "roles": roles, "databases": databases },
+        "delta_operations": deltas,
+    }))
+    .unwrap()
+}
+
+fn options() -> Options {
+    Options { privileged_role: "neon_superuser".to_owned(), concurrency: 1 }
+}
+
+/// A server with these roles (besides the administrator and the privileged role) and databases.
+fn server(roles: &[(&str, Option<&str>)], databases: &[(&str, &str)]) -> Existing {
+    let mut existing = Existing {
+        server_version: 150_004,
+        current_database: "postgres".to_owned(),
+        current_user: "cloud_admin".to_owned(),
+        ..Existing::default()
+    };
+    for (name, verifier) in roles.iter().chain(&[("cloud_admin", None), ("neon_superuser", None)]) {
+        existing.roles.insert((*name).to_owned(), ExistingRole { verifier: verifier.map(Secret::new) });
+    }
+    for (name, owner) in databases.iter().chain(&[("postgres", "cloud_admin")]) {
+        let database = ExistingDatabase {
+            owner: (*owner).to_owned(),
+            allows_connections: true,
+            granted_to: ["neon_superuser".to_owned()].into(),
+            ..ExistingDatabase::default()
+        };
+        existing.databases.insert((*name).to_owned(), database);
+    }
+    existing
+}
+
+fn planned(existing: &Existing, spec: &ComputeSpec) -> Vec<String> {
+    plan(existing, spec, &options()).unwrap().steps().iter().map(Step::to_string).collect()
+}
+
+fn refused(existing: &Existing, spec: &ComputeSpec) -> String {
+    plan(existing, spec, &options()).unwrap_err().to_string()
+}
+
+fn op(action: &str, name: &str) -> Value {
+    json!({ "action": action, "name": name })
+}
+
+fn rename(action: &str, name: &str, to: &str) -> Value {
+    json!({ "action": action, "name": name, "new_name": to })
+}
+
+#[test]
+fn from_nothing_to_a_whole_spec() {
+    let mut existing = server(&[], &[]);
+    existing.roles.remove("neon_superuser");
+    let mut spec = spec(
+        json!([
+            { "name": "alice", "encrypted_password": SCRAM },
+            { "name": "jwt", "options": [{ "name": "CONNECTION LIMIT", "value": "50", "vartype": "integer" }] },
+            { "name": "legacy", "encrypted_password": MD5 },
+        ]),
+        json!([{ "name": "odd \"name\"", "owner": "alice", "options": [
+            { "name": "LC_COLLATE", "value": "C", "vartype": "string" },
+            { "name": "TEMPLATE", "value": "template0", "vartype": "enum" },
+        ] }]),
+        Value::Null,
+    );
+    spec.local_proxy_config = serde_json::from_value(json!({ "jwks": [
+        { "id": "1", "role_names": ["jwt"], "jwks_url": "u", "provider_name": "p" } ] }))
+    .unwrap();
+    let plan = plan(&existing, &spec, &options()).unwrap();
+    let sql: Vec<String> = plan.steps().iter().flat_map(|step| step.sql().unwrap()).collect();
+    assert_eq!(
+        sql,
+        [
+            "CREATE ROLE \"neon_superuser\" CREATEDB CREATEROLE NOLOGIN REPLICATION BYPASSRLS \
+             IN ROLE pg_read_all_data, pg_write_all_data"
+                .to_owned(),
+            format!(
+                "CREATE ROLE \"alice\" INHERIT CREATEROLE CREATEDB BYPASSRLS REPLICATION IN ROLE \
+                 \"neon_superuser\" LOGIN PASSWORD '{SCRAM}'"
+            ),
+            "CREATE ROLE \"jwt\" CONNECTION LIMIT 50 LOGIN PASSWORD NULL".to_owned(),
+            format!(
+                "CREATE ROLE \"legacy\" INHERIT CREATEROLE CREATEDB BYPASSRLS REPLICATION IN ROLE \
+                 \"neon_superuser\" LOGIN PASSWORD 'md5{MD5}'"
+            ),
+            "CREATE DATABASE \"odd \"\"name\"\"\" LC_COLLATE 'C' TEMPLATE template0 OWNER \"alice\""
+                .to_owned(),
+            "GRANT ALL PRIVILEGES ON DATABASE \"odd \"\"name\"\"\" TO \"neon_superuser\"".to_owned(),
+        ]
+    );
+    let shown = format!("{plan:?} {:?}", plan.steps().iter().map(Step::masked_sql).collect::<Vec<_>>());
+    assert!(!shown.contains(SCRAM) && !shown.contains(MD5), "{shown}");
+}
+
+#[test]
+fn what_is_true_already_plans_nothing() {
+    let existing =
+        server(&[("a", Some(SCRAM)), ("m", Some(&format!("md5{MD5}"))), ("n", None)], &[("d", "a")]);
+    let spec = spec(
+        json!([
+            { "name": "a", "encrypted_password": SCRAM },
+            { "name": "m", "encrypted_password": MD5.to_uppercase() },
+            { "name": "m", "encrypted_password": MD5.to_uppercase() },
+            { "name": "n" },
+        ]),
+        json!([{ "name": "d", "owner": "a" }]),
+        json!([
+            op("delete_db", "gone"),
+            op("delete_role", "gone"),
+            rename("rename_db", "gone", "d"),
+            rename("rename_role", "gone", "a"),
+            op("unheard_of", "a"),
+        ]),
+    );
+    assert_eq!(planned(&existing, &spec), [""; 0]);
+}
+
+#[test]
+fn differences_are_altered() {
+    let mut existing = server(&[("a", Some(SCRAM)), ("b", None)], &[("d", "a"), ("e", "b")]);
+    existing.databases.get_mut("e").unwrap().granted_to.clear();
+    let spec = spec(
+        json!([{ "name": "a", "encrypted_password": null }, { "name": "b", "encrypted_password": MD5 }]),
+        json!([{ "name": "d", "owner": "b" }, { "name": "e", "owner": "b" }]),
+        Value::Null,
+    );
+    assert_eq!(
+        planned(&existing, &spec),
+        [
+            "remove password of role \"a\"",
+            "set password and options of role \"b\"",
+            "give database \"d\" to role \"b\"",
+            "grant all privileges on database \"e\" to role \"neon_superuser\"",
+        ]
+    );
+}
+
+#[test]
+fn a_renamed_role_gets_its_md5_password_again_and_keeps_its_databases() {
+    let existing =
+        server(&[("al", Some(&format!("md5{MD5}"))), ("bo", Some(SCRAM))], &[("d", "al"), ("e", "bo")]);
+    let spec = spec(
+        json!([
+            { "name": "alice", "encrypted_password": MD5 },
+            { "name": "bob", "encrypted_password": SCRAM },
+        ]),
+        json!([{ "name": "d", "owner": "alice" }, { "name": "e", "owner": "bob" }]),
+        json!([rename("rename_role", "al", "alice"), rename("rename_role", "bo", "bob")]),
+    );
+    assert_eq!(
+        planned(&existing, &spec),
+        [
+            "rename role \"al\" to \"alice\"",
+            "rename role \"bo\" to \"bob\"",
+            "set password and options of role \"alice\"",
+        ]
+    );
+}
+
+#[test]
+fn a_name_given_to_another_role_does_not_inherit_databases() {
+    let existing = server(&[("al", None)], &[("d", "al")]);
+    let spec = spec(
+        json!([{ "name": "al" }, { "name": "alice" }]),
+        json!([{ "name": "d", "owner": "al" }]),
+        json!([rename("rename_role", "al", "alice")]),
+    );
+    assert_eq!(
+        planned(&existing, &spec),
+        [
+            "rename role \"al\" to \"alice\"",
+            "create role \"al\" in \"neon_superuser\"",
+            "give database \"d\" to role \"al\"",
+        ]
+    );
+}
+
+#[test]
+fn renames_that_push_each_other_on_are_done_once() {
+    let deltas = json!([rename("rename_db", "b", "c"), rename("rename_db", "a", "b")]);
+    let spec = spec(json!([]), json!([]), deltas);
+    let before = server(&[], &[("a", "cloud_admin"), ("b", "cloud_admin")]);
+    assert_eq!(planned(&before, &spec), ["rename database \"b\" to \"c\"", "rename database \"a\" to \"b\""]);
+    let after = server(&[], &[("b", "cloud_admin"), ("c", "cloud_admin")]);
+    assert_eq!(planned(&after, &spec), [""; 0]);
+}
+
+#[test]
+fn a_deletion_spares_what_was_renamed_onto_its_name() {
+    let deltas = json!([op("delete_db", "x"), rename("rename_db", "y", "x")]);
+    let wanted = spec(json!([]), json!([{ "name": "x", "owner": "cloud_admin" }]), deltas);
+    let before = server(&[], &[("x", "cloud_admin"), ("y", "cloud_admin")]);
+    assert_eq!(planned(&before, &wanted), ["drop database \"x\"", "rename database \"y\" to \"x\""]);
+    let after = server(&[], &[("x", "cloud_admin")]);
+    assert_eq!(planned(&after, &wanted), [""; 0]);
+
+    let deltas = json!([op("delete_role", "x"), rename("rename_role", "y", "x")]);
+    let wanted = spec(json!([{ "name": "x" }]), json!([]), deltas);
+    assert_eq!(planned(&server(&[("x", None)], &[]), &wanted), [""; 0]);
+    assert_eq!(planned(&server(&[("y", None)], &[]), &wanted), ["rename role \"y\" to \"x\""]);
+}
+
+#[test]
+fn deleted_databases_lose_subscriptions_and_marks_first() {
+    let mut existing = server(&[], &[("d", "cloud_admin"), ("half", "cloud_admin")]);
+    let database = existing.databases.get_mut("d").unwrap();
+    database.is_template = true;
+    database.subscriptions = ["s".to_owned()].into();
+    existing.databases.get_mut("half").unwrap().is_invalid = true;
+    let spec = spec(json!([]), json!([]), json!([op("delete_db", "d"), op("delete_db", "half")]));
+    let plan = plan(&existing, &spec, &options()).unwrap();
+    let steps: Vec<_> = plan.steps().iter().map(Step::to_string).collect();
+    assert_eq!(
+        steps,
+        ["drop database \"half\"", "drop 1 subscription(s) in database \"d\"", "drop database \"d\""]
+    );
+    assert_eq!(
+        plan.steps()[2].sql().unwrap()[1..],
+        ["ALTER DATABASE \"d\" IS_TEMPLATE false", "DROP DATABASE IF EXISTS \"d\" WITH (FORCE)",]
+    );
+}
+
+#[test]
+fn a_deleted_role_hands_over_where_it_has_something() {
+    let mut existing =
+        server(&[("gone", None), ("a", None)], &[("d", "gone"), ("e", "a"), ("f", "gone"), ("g", "a")]);
+    let places = [None, Some("e".to_owned()), Some("f".to_owned()), Some("d".to_owned())];
+    existing.dependencies.insert("gone".to_owned(), places.into());
+    let spec = spec(
+        json!([]),
+        json!([{ "name": "d", "owner": "a" }, { "name": "e", "owner": "a" }]),
+        json!([op("delete_role", "gone"), op("delete_db", "f")]),
+    );
+    assert_eq!(
+        planned(&existing, &spec),
+        [
+            "drop database \"f\"",
+            "give database \"d\" to role \"a\"",
+            "hand over what role \"gone\" has in database \"d\" to role \"a\"",
+            "hand over what role \"gone\" has in database \"e\" to role \"a\"",
+            "hand over what role \"gone\" has in database \"postgres\" to role \"cloud_admin\"",
+            "drop role \"gone\"",
+        ]
+    );
+}
+
+#[test]
+fn an_unlisted_database_of_a_deleted_role_goes_to_the_administrator() {
+    let existing = server(&[("old", None)], &[("d", "old")]);
+    let spec =
+        spec(json!([]), json!([]), json!([rename("rename_role", "old", "new"), op("delete_role", "new")]));
+    assert_eq!(
+        planned(&existing, &spec),
+        [
+            "rename role \"old\" to \"new\"",
+            "give database \"d\" to role \"cloud_admin\"",
+            "drop role \"new\""
+        ]
+    );
+}
+
+#[test]
+fn the_impossible_is_refused_by_name() {
+    let existing = server(&[("a", None), ("b", None)], &[("d", "a"), ("e", "a")]);
+    let with =
+        |roles: Value, databases: Value, deltas: Value| refused(&existing, &spec(roles, databases, deltas));
+    let none = || json!([]);
+    let deltas = |deltas: Value| with(none(), none(), deltas);
+
+    assert_eq!(
+        deltas(json!([rename("rename_db", "d", "e")])),
+        "cannot rename database \"d\" to \"e\", which exists"
+    );
+    assert_eq!(
+        deltas(json!([rename("rename_role", "a", "b")])),
+        "cannot rename role \"a\" to \"b\", which exists"
+    );
+    assert_eq!(deltas(json!([op("rename_db", "x")])), "the spec renames database \"x\", but not to what");
+    let swap = [rename("rename_db", "d", "t"), rename("rename_db", "e", "d"), rename("rename_db", "t", "e")];
+    assert!(deltas(json!(swap)).contains("back to a name they started from"));
+    assert!(
+        deltas(json!([rename("rename_role", "a", "t"), rename("rename_role", "t", "a")])).contains("back to")
+    );
+    assert!(deltas(json!([op("delete_db", "postgres")])).starts_with("cannot delete database \"postgres\""));
+    assert!(deltas(json!([rename("rename_db", "postgres", "p")])).starts_with("cannot rename database"));
+    assert!(
+        deltas(json!([op("delete_role", "cloud_admin")])).starts_with("cannot delete role \"cloud_admin\"")
+    );
+    assert!(deltas(json!([op("delete_role", "neon_superuser")])).starts_with("cannot delete role"));
+    assert!(deltas(json!([rename("rename_role", "a", "pg_a")])).contains("\"pg_a\" is reserved"));
+    assert_eq!(
+        with(none(), json!([{ "name": "n", "owner": "nobody" }]), none()),
+        "the owner \"nobody\" of database \"n\" neither exists nor is listed"
+    );
+    assert_eq!(
+        with(
+            json!([{ "name": "a" }]),
+            json!([{ "name": "d", "owner": "a" }]),
+            json!([op("delete_role", "a")])
+        ),
+        "cannot delete role \"a\", which is to own database \"d\""
+    );
+    assert_eq!(
+        with(json!([{ "name": "x" }, { "name": "x", "encrypted_password": MD5 }]), none(), none()),
+        "the spec describes role \"x\" twice, and differently"
+    );
+    assert!(with(json!([{ "name": "public" }]), none(), none()).contains("reserved"));
+    assert_eq!(
+        with(json!([{ "name": "x\0" }]), none(), none()),
+        "cannot create role \"x\\0\" in \"neon_superuser\": the name \"x\\0\" contains a NUL byte"
+    );
+    assert!(with(json!([{ "name": "x".repeat(64) }]), none(), none()).ends_with("is longer than 63 bytes"));
+    assert!(with(none(), json!([{ "name": "", "owner": "a" }]), none()).ends_with("is empty"));
+    let option = json!({ "name": "TEMPLATE", "value": "t; DROP ROLE a", "vartype": "enum" });
+    let message = with(none(), json!([{ "name": "n", "owner": "a", "options": [option] }]), none());
+    assert!(
+        message.contains("create database \"n\"") && message.contains("the option \"TEMPLATE\""),
+        "{message}"
+    );
+    for password in ["hunter2", "SCRAM-SHA-256$4096:c2FsdA==$U3RvcmVk:U2VydmVy", "", "md5"] {
+        let message = with(json!([{ "name": "x", "encrypted_password": password }]), none(), none());
+        assert_eq!(
+            message,
+            "the password of role \"x\" is neither a SCRAM-SHA-256 verifier nor an MD5 digest"
+        );
+    }
+}
+
+#[test]
+fn a_role_with_objects_behind_a_closed_door_is_not_deleted() {
+    let mut existing = server(&[("a", None)], &[("d", "cloud_admin")]);
+    existing.dependencies.insert("a".to_owned(), [Some("d".to_owned())].into());
+    existing.databases.get_mut("d").unwrap().allows_connections = false;
+    let spec = spec(json!([]), json!([]), json!([op("delete_role", "a")]));
+    assert!(refused(&existing, &spec).contains("in database \"d\", which refuses connections"));
+}
+
+#[test]
+fn concurrency_follows_max_connections() {
+    let cases = [(None, 10), (Some(0), 1), (Some(7), 7), (Some(10), 10), (Some(29), 10), (Some(30), 10)];
+    for (max, expected) in cases.into_iter().chain([(Some(112), 37), (Some(299), 99), (Some(300), 100)]) {
+        assert_eq!(Options::start_concurrency(max), expected, "{max:?}");
+    }
+}

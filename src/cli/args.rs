@@ -1,0 +1,230 @@
+//! The arguments as they are written. What they mean together is for [`super::options`] to say.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::{DiagramFormat, DiagramSlice, RestartPolicy};
+use crate::limits;
+use crate::secret::Secret;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0 stopped as asked            71 PostgreSQL version not served
+   1 failed start, crash         72 port in use
+   2 bad arguments               73 data directory refused
+  65 bad journal                 74 final safekeeper sync failed
+  66 file unreadable             75 control plane not reached
+  69 no PostgreSQL found         76 PostgreSQL had to be killed
+  70 internal fault              77 privileges cannot be dropped
+                                 78 config or spec invalid
+PostgreSQL's own code is passed on when it ends by itself.";
+
+/// Entrypoint and supervisor of a Postgres compute node.
+///
+/// Without a sub-command the flags start the node, like `run`.
+#[derive(Debug, Parser)]
+#[command(name = "compute_ctl", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    pub(super) node: NodeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Start the node; the same as the flags alone.
+    #[command(after_help = EXIT_CODES)]
+    Run(Box<NodeArgs>),
+    /// Judge a config or spec file: names path, line and expected form of each fault.
+    Check {
+        /// The file: `{spec, compute_ctl_config}`, or a bare spec.
+        file: PathBuf,
+        /// Print the findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the state machine, drawn from the code.
+    Diagram {
+        /// Which part.
+        #[arg(long, value_enum, default_value_t)]
+        slice: DiagramSlice,
+        /// In which form; `table` and `json` are always whole.
+        #[arg(long, value_enum, default_value = "mermaid")]
+        format: DiagramFormat,
+    },
+    /// Run a journal through the state machine again and compare.
+    Replay {
+        /// The journal, as written by `--journal`.
+        journal: PathBuf,
+    },
+}
+
+/// Connection strings are taken as plain text and judged later: the parser would quote a bad one, password
+/// included, in its message.
+#[derive(Debug, Args)]
+pub(super) struct NodeArgs {
+    /// Data directory; required unless --standalone.
+    #[arg(short = 'D', long, value_name = "DATADIR")]
+    pub(super) pgdata: Option<PathBuf>,
+
+    /// How this program reaches Postgres, as a superuser; required unless --standalone. Port 5432 if absent.
+    #[arg(short = 'C', long, value_name = "DATABASE_URL", value_parser = secret)]
+    pub(super) connstr: Option<Secret>,
+
+    /// The `postgres` executable; searched for when absent. [env: POSTGRES_PATH]
+    #[arg(short = 'b', long, value_name = "PATH")]
+    pub(super) pgbin: Option<PathBuf>,
+
+    /// Config file `{spec, compute_ctl_config}`.
+    #[arg(short = 'c', long, value_name = "FILE", conflicts_with_all = ["control_plane_uri", "spec_path"])]
+    pub(super) config: Option<PathBuf>,
+
+    /// Legacy: a bare spec, or a config file.
+    #[arg(short = 'S', long, alias = "spec", value_name = "FILE", conflicts_with = "control_plane_uri")]
+    pub(super) spec_path: Option<PathBuf>,
+
+    /// Control plane to fetch the config from.
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "CONTROL_PLANE_API_BASE_URL",
+        requires = "compute_id",
+        conflicts_with = "standalone"
+    )]
+    pub(super) control_plane_uri: Option<String>,
+
+    /// Identity of this compute; `local` with -S or --standalone, required otherwise.
+    #[arg(short = 'i', long, value_name = "ID")]
+    pub(super) compute_id: Option<String>,
+
+    /// Base URL of remote extension archives.
+    #[arg(short = 'r', long, value_name = "URL")]
+    pub(super) remote_ext_base_url: Option<String>,
+
+    /// Port of the external HTTP server; 3080 if absent, 0 for any free one.
+    #[arg(long, value_name = "PORT")]
+    pub(super) external_http_port: Option<u16>,
+
+    /// Port of the internal HTTP server; 3081 if absent, 0 for any free one.
+    #[arg(long, value_name = "PORT")]
+    pub(super) internal_http_port: Option<u16>,
+
+    /// Port of the external HTTP server; with --lakebase-mode true the internal one is the next higher.
+    #[arg(long, value_name = "PORT", conflicts_with_all = ["external_http_port", "internal_http_port"])]
+    pub(super) http_port: Option<u16>,
+
+    /// Role whose members may do what a superuser would: lower-case letters and `_`.
+    #[arg(long, value_name = "NAME", default_value = "neon_superuser")]
+    pub(super) privileged_role_name: String,
+
+    /// Control group handed to the VM monitor; `neon-postgres` if absent.
+    #[arg(long, value_name = "NAME")]
+    pub(super) cgroup: Option<String>,
+
+    /// Connection string handed to the VM monitor.
+    #[arg(long, value_name = "KEYWORDS", value_parser = secret)]
+    pub(super) filecache_connstr: Option<Secret>,
+
+    /// Address of the VM monitor; 0.0.0.0:10301 if absent.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(super) vm_monitor_addr: Option<SocketAddr>,
+
+    /// Resize swap at start as the spec says.
+    #[arg(long)]
+    pub(super) resize_swap_on_bind: bool,
+
+    /// Mount point whose disk quota is set at start as the spec says.
+    #[arg(long, value_name = "MOUNT_POINT")]
+    pub(super) set_disk_quota_for_fs: Option<String>,
+
+    /// Seconds between two looks at the installed extensions; 3600 if absent.
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) installed_extensions_collection_interval: Option<u64>,
+
+    /// Development: side processes survive a termination signal.
+    #[arg(long)]
+    pub(super) dev: bool,
+
+    /// Seconds after which a start that is not done ends the program.
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) pg_init_timeout: Option<u64>,
+
+    /// Behaviour of one deployment flavour.
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = false)]
+    pub(super) lakebase_mode: bool,
+
+    /// Everything defaulted, for a person at a terminal.
+    #[arg(long)]
+    pub(super) standalone: bool,
+
+    /// Unprivileged user Postgres runs as when this program is root.
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    pub(super) user: String,
+
+    /// What follows a crash of Postgres.
+    #[arg(long, value_enum, default_value = "never")]
+    pub(super) restart: RestartPolicy,
+
+    /// How long a crashed node stays, so that its status can be read: `300ms`, `5s`, `1m`.
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "300ms")]
+    pub(super) crash_linger: Duration,
+
+    /// Replace a data directory that holds a cluster of someone else's. Never one with a live server.
+    #[arg(long)]
+    pub(super) overwrite_foreign_pgdata: bool,
+
+    /// File the journal of the state machine is written to after a failure.
+    #[arg(long, value_name = "FILE")]
+    pub(super) journal: Option<PathBuf>,
+
+    /// Directory for what can be made again, such as initdb templates.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
+}
+
+/// Any text. Judged later, by code which does not quote it.
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
+}
+
+/// A whole number with a unit: `ms`, `s` or `m`. A bare `0` needs none.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || "a whole number with a unit: ms, s or m".to_owned();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        "" if number == 0 => Some(0),
+        _ => return Err(expected()),
+    };
+    millis
+        .map(Duration::from_millis)
+        .filter(|duration| *duration <= limits::CRASH_LINGER_MAX)
+        .ok_or_else(|| format!("at most {} seconds", limits::CRASH_LINGER_MAX.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit_and_have_a_bound() {
+        assert_eq!(duration("300ms"), Ok(limits::CRASH_LINGER));
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("60m"), Ok(limits::CRASH_LINGER_MAX));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for bad in
+            ["", "5", "s", "-1s", "1.5s", "5 s", "61m", "99999999999999999999s", "18446744073709551615m"]
+        {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

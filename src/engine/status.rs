@@ -1,0 +1,78 @@
+//! What is published: one snapshot after each change, read without entering the queue.
+
+use std::sync::Arc;
+
+use compute_states::{ComputeStatus, Epoch, Event, Fault, Machine, Revision, State};
+use jiff::Timestamp;
+
+/// What a client may see of the compute.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The public status.
+    pub status: ComputeStatus,
+    /// What went wrong last, until something went right.
+    pub fault: Option<Fault>,
+    /// The text of that, with its causes.
+    pub error: Option<Arc<str>>,
+    /// The spec the status speaks of: what serves, or what is being started.
+    pub spec: Option<Revision>,
+    /// The postmaster that serves, if one does.
+    pub server: Option<Epoch>,
+    /// When the process started; for a compute that started empty, when its spec came.
+    pub start_time: Timestamp,
+    /// When something other than the supervisor was last seen at work.
+    pub last_active: Option<Timestamp>,
+}
+
+impl Snapshot {
+    pub(super) fn first(machine: &Machine) -> Self {
+        Snapshot {
+            status: machine.status(),
+            fault: None,
+            error: None,
+            spec: None,
+            server: None,
+            start_time: Timestamp::now(),
+            last_active: None,
+        }
+    }
+
+    /// Brings it up to date after an event. `note` is the text of the failure which the event reports.
+    pub(super) fn follow(
+        &mut self,
+        machine: &Machine,
+        spec: Option<Revision>,
+        event: &Event,
+        note: Option<Arc<str>>,
+    ) {
+        if self.status == ComputeStatus::Empty && machine.status() == ComputeStatus::ConfigurationPending {
+            self.start_time = Timestamp::now();
+        }
+        if let Event::ActivityObserved { busy: true, .. } = event {
+            self.last_active = Some(Timestamp::now());
+        }
+        let fault = machine.fault();
+        if fault != self.fault {
+            // A fault without a text of its own (a crash, a deadline) describes itself.
+            self.error = fault.map(|fault| note.unwrap_or_else(|| fault.kind.to_string().into()));
+            self.fault = fault;
+        }
+        self.status = machine.status();
+        self.spec = spec;
+        self.server = current_server(machine);
+    }
+}
+
+/// The postmaster that serves, if one does.
+pub(super) fn current_server(machine: &Machine) -> Option<Epoch> {
+    machine.state().server().map(|server| server.postmaster)
+}
+
+/// The spec which the status of a state speaks of, if the state knows one.
+pub(super) fn current_spec(state: &State) -> Option<Revision> {
+    match state {
+        State::ConfigurationPending(state) if state.server.is_none() => Some(state.spec.revision),
+        State::Init(state) => Some(state.spec.revision),
+        other => other.server().map(|server| server.applied.revision),
+    }
+}

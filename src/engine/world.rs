@@ -1,0 +1,183 @@
+//! What the outside can do.
+
+use std::sync::Arc;
+
+use compute_states::{Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Revision, StopMode};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::queue::{Envelope, Input};
+
+/// The outside, as far as the loop needs it. One implementation is real, one is simulated.
+pub trait World: Send + Sync + 'static {
+    /// Runs one piece of work to its end. When `token` is cancelled it ends soon, having ended and reaped
+    /// every process it started; how soon is bounded by [`limits::CANCEL_GRACE`](crate::limits::CANCEL_GRACE),
+    /// after which it is dropped.
+    fn run(
+        &self,
+        work: Work,
+        token: CancellationToken,
+    ) -> impl Future<Output = Result<Done, WorkError>> + Send + 'static;
+
+    /// Spawns a postmaster and ends when it was reaped. An error means that there never was a process.
+    fn start_postmaster(
+        &self,
+        postmaster: Epoch,
+        spec: Revision,
+        facts: Facts,
+    ) -> impl Future<Output = Result<Exit, WorkError>> + Send + 'static;
+
+    /// Tells a postmaster to go, without waiting. If it is only being spawned, as soon as it exists.
+    fn stop_postmaster(&self, postmaster: Epoch, mode: StopMode);
+
+    /// Lets a postmaster read its settings again, without waiting.
+    fn reload_postmaster(&self, postmaster: Epoch);
+
+    /// A random number. A simulated world draws it from its seed.
+    fn random(&self) -> u64;
+}
+
+/// A piece of work, which ends in exactly one result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Warm caches while there is nothing else to do.
+    WarmUp,
+    /// Check that this node can serve the spec.
+    ResolveSpec {
+        /// Which spec.
+        spec: Revision,
+    },
+    /// Make the data directory ready for a start.
+    PrepareStorage {
+        /// Which spec.
+        spec: Revision,
+        /// Whether Postgres is started again after a crash inside this process.
+        restart: bool,
+    },
+    /// Bring settings and catalog to what the spec says.
+    ApplySpec {
+        /// Which spec.
+        spec: Revision,
+        /// On which postmaster.
+        postmaster: Epoch,
+        /// Whether this postmaster has just been started.
+        first: bool,
+    },
+    /// Ask for the present spec.
+    FetchSpec {
+        /// What was applied last.
+        applied: Option<Revision>,
+    },
+    /// End what postmasters and helpers left behind.
+    Sweep,
+    /// Bring the safekeepers to agree on the end of the log.
+    FinalSync {
+        /// Which spec names the safekeepers.
+        spec: Revision,
+    },
+}
+
+/// How a piece of work ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// There is nothing more to say.
+    Done,
+    /// A fetch found this.
+    Fetched(FetchedSpec),
+    /// A final sync came to this end of the log.
+    Synced(Lsn),
+}
+
+/// How a piece of work ended badly.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct WorkError {
+    /// What kind of failure, which is all that the machine sees.
+    pub class: FailureClass,
+    /// The whole chain of causes, for the log, the journal and the `error` field of the status. Free of
+    /// secrets.
+    pub text: Arc<str>,
+}
+
+impl WorkError {
+    /// From an error and its causes, written as the original does: the error, a blank line, `Caused by:`, and
+    /// the causes indented, numbered if there are several.
+    pub fn new(class: FailureClass, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut text = error.to_string();
+        let causes: Vec<String> =
+            std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect();
+        if !causes.is_empty() {
+            text.push_str("\n\nCaused by:");
+            for (number, cause) in causes.iter().enumerate() {
+                if causes.len() > 1 {
+                    text.push_str(&format!("\n    {number}: {cause}"));
+                } else {
+                    text.push_str(&format!("\n    {cause}"));
+                }
+            }
+        }
+        WorkError { class, text: text.into() }
+    }
+
+    /// Without causes.
+    pub fn plain(class: FailureClass, text: impl Into<Arc<str>>) -> Self {
+        WorkError { class, text: text.into() }
+    }
+
+    /// Work that was told to stop, and did.
+    pub fn cancelled() -> Self {
+        WorkError::plain(FailureClass::Cancelled, "cancelled")
+    }
+}
+
+/// By which a running postmaster reports what happens before its end.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    postmaster: Epoch,
+    queue: mpsc::WeakSender<Envelope>,
+}
+
+impl Facts {
+    pub(super) fn new(postmaster: Epoch, queue: mpsc::WeakSender<Envelope>) -> Self {
+        Facts { postmaster, queue }
+    }
+
+    /// It accepts connections.
+    pub async fn ready(&self) {
+        self.send(Event::PostmasterReady { postmaster: self.postmaster }).await;
+    }
+
+    /// It is not ready, but advances.
+    pub async fn progressed(&self) {
+        self.send(Event::PostmasterProgressed { postmaster: self.postmaster }).await;
+    }
+
+    async fn send(&self, event: Event) {
+        // When the loop has ended nobody needs to know.
+        if let Some(queue) = self.queue.upgrade() {
+            let _ = queue.send(Envelope { input: Input::Event(event), permit: None }).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("inner")]
+    struct Inner(#[source] std::io::Error);
+
+    #[test]
+    fn the_chain_of_causes_is_written_as_the_original_does() {
+        let io = std::io::Error::other("disk");
+        let one = WorkError::new(FailureClass::Permanent, &Inner(std::io::Error::other("disk")));
+        assert_eq!(&*one.text, "inner\n\nCaused by:\n    disk");
+        let two = WorkError::new(FailureClass::Permanent, &Outer(Inner(io)));
+        assert_eq!(&*two.text, "outer\n\nCaused by:\n    0: inner\n    1: disk");
+    }
+}

@@ -1,0 +1,333 @@
+//! The one place that knows status codes and bodies.
+
+use std::fmt::Display;
+
+use compute_states::{Lsn, Refusal, Reply as Reaction, TerminationResult};
+use jiff::Timestamp;
+use jiff::fmt::temporal::DateTimePrinter;
+use jiff::tz::Offset;
+use serde::Serialize;
+use warp::http::StatusCode;
+use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use warp::reject::{Reject, Rejection};
+use warp::reply::{Reply, Response};
+
+use super::auth::Denied;
+use super::{Identity, SpecIntake};
+use crate::engine::{Rejected, Snapshot, queue::Answer};
+use crate::limits;
+
+/// A request that cannot be served.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    text: String,
+    /// What the log gets instead, where the text may quote what the client sent.
+    logged: Option<String>,
+    plain: bool,
+    retry: bool,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Problem { status, text: text.into(), logged: None, plain: false, retry: false }
+    }
+
+    /// 400: the spec is not one this node could serve.
+    pub(super) fn bad_spec(text: String) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    /// 400, as bare text: the query is not what it should be.
+    pub(super) fn bad_query(fault: &impl Display) -> Self {
+        let text = format!("Failed to deserialize query string: {fault}");
+        Problem { plain: true, ..Problem::new(StatusCode::BAD_REQUEST, text) }
+    }
+
+    /// 415: the body does not say that it is JSON.
+    pub(super) fn not_json() -> Self {
+        let text = "expected request with `content-type: application/json`";
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
+    }
+
+    /// 413: more than the limit.
+    pub(super) fn body_too_long() -> Self {
+        let text = "failed to buffer the request body: length limit exceeded";
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+    }
+
+    /// 408: the body did not arrive in time.
+    pub(super) fn body_too_slow() -> Self {
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "failed to buffer the request body: it took too long")
+    }
+
+    /// 400: the body broke off.
+    pub(super) fn body_broken(fault: &impl Display) -> Self {
+        let text = format!("failed to buffer the request body: {fault}").to_lowercase();
+        Problem::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    /// 400 or 422: the body is not JSON, or JSON of another shape. The whole text is in lower case, what it
+    /// quotes included (http-api, section 2).
+    pub(super) fn bad_body(fault: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+        let (status, what) = match fault.inner().classify() {
+            serde_json::error::Category::Data => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "Failed to deserialize the JSON body into the target type")
+            }
+            _ => (StatusCode::BAD_REQUEST, "Failed to parse the request body as JSON"),
+        };
+        let logged = format!("{what}: {}: {}", fault.path(), crate::secret::without_values(fault.inner()));
+        let text = format!("{what}: {fault}").to_lowercase();
+        Problem { logged: Some(logged), ..Problem::new(status, text) }
+    }
+
+    /// 503: worth another try in a moment.
+    pub(super) fn busy() -> Self {
+        Problem { retry: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, Rejected::Busy.to_string()) }
+    }
+
+    /// 500: a bug of ours; what it was is in the log.
+    pub(super) fn bug() -> Self {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+    }
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        let status = match denied {
+            Denied::NoToken => StatusCode::BAD_REQUEST,
+            Denied::Unverified | Denied::NoAudience | Denied::OtherAudience => StatusCode::UNAUTHORIZED,
+            Denied::NoComputeId | Denied::OtherComputeId | Denied::WebPage => StatusCode::FORBIDDEN,
+        };
+        Problem::new(status, denied.to_string())
+    }
+}
+
+impl From<Rejected> for Problem {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::Busy => Problem::busy(),
+            Rejected::Gone => Problem::new(StatusCode::SERVICE_UNAVAILABLE, rejected.to_string()),
+        }
+    }
+}
+
+impl Reply for Problem {
+    fn into_response(self) -> Response {
+        tracing::error!(code = self.status.as_u16(), "{}", self.logged.as_ref().unwrap_or(&self.text));
+        let mut response = if self.plain {
+            warp::reply::with_header(self.text, CONTENT_TYPE, "text/plain; charset=utf-8").into_response()
+        } else {
+            json(self.status, &Failure { error: &self.text })
+        };
+        *response.status_mut() = self.status;
+        if self.retry {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(limits::HTTP_RETRY_AFTER));
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    error: &'a str,
+}
+
+#[derive(Serialize)]
+struct Terminated {
+    lsn: Option<String>,
+}
+
+/// Fields in the order in which they are sent; nulls are sent.
+#[derive(Serialize)]
+struct Status<'a> {
+    start_time: String,
+    tenant: Option<String>,
+    timeline: Option<String>,
+    status: compute_states::ComputeStatus,
+    last_active: Option<String>,
+    error: Option<&'a str>,
+}
+
+/// What the machine answered, or why it did not.
+pub(super) fn answered(
+    answer: Result<Answer, Rejected>,
+    specs: &dyn SpecIntake,
+) -> Result<Response, Problem> {
+    let Answer { reply, snapshot } = answer?;
+    let error = || snapshot.error.as_deref().unwrap_or("unknown error");
+    let internal = |text| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, text));
+    match reply {
+        Reaction::Configured => Ok(status(&snapshot, specs)),
+        Reaction::ConfigureFailed => internal(format!("compute configuration failed: {:?}", error())),
+        Reaction::ConfigureSuperseded => {
+            let text = "the compute went down before the spec was applied";
+            internal(format!("compute configuration failed: {text:?}"))
+        }
+        Reaction::RefreshAccepted => Ok(StatusCode::OK.into_response()),
+        Reaction::Terminated(TerminationResult::Stopped(lsn)) => Ok(terminated(StatusCode::OK, lsn)),
+        Reaction::AlreadyTerminated(TerminationResult::Stopped(lsn)) => {
+            Ok(terminated(StatusCode::CREATED, lsn))
+        }
+        Reaction::Terminated(TerminationResult::FinalSyncFailed)
+        | Reaction::AlreadyTerminated(TerminationResult::FinalSyncFailed) => {
+            internal(format!("failed to sync safekeepers: {}", error()))
+        }
+        Reaction::Refused { refusal, status } => Err(match refusal {
+            Refusal::InvalidStatus => {
+                Problem::new(StatusCode::PRECONDITION_FAILED, format!("invalid compute status: {status}"))
+            }
+            Refusal::CannotRefresh => Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("Cannot refresh compute configuration in state {status:?}"),
+            ),
+            Refusal::TooManyWaiters => Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()),
+            // Nothing a client could do helps; for a refresh any code but 200 keeps Postgres's clock going.
+            Refusal::PostmasterUnconfirmed | Refusal::NothingToReload => {
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string())
+            }
+        }),
+    }
+}
+
+/// The body of `GET /status`, which a successful `/configure` answers too.
+pub(super) fn status(snapshot: &Snapshot, specs: &dyn SpecIntake) -> Response {
+    let Identity { tenant, timeline } =
+        snapshot.spec.map(|revision| specs.identity(revision)).unwrap_or_default();
+    let body = Status {
+        start_time: with_letter(snapshot.start_time),
+        tenant,
+        timeline,
+        status: snapshot.status,
+        // The original writes this one with an offset instead of the letter, and Go clients parse either.
+        last_active: snapshot.last_active.map(with_offset),
+        error: snapshot.error.as_deref(),
+    };
+    json(StatusCode::OK, &body)
+}
+
+/// The text of `GET /metrics`.
+pub(super) fn metrics(text: Result<String, impl Display>) -> Result<Response, Problem> {
+    match text {
+        Ok(text) => {
+            Ok(warp::reply::with_header(text, CONTENT_TYPE, "text/plain; version=0.0.4").into_response())
+        }
+        Err(error) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+/// A path that exists, asked with a method that does not.
+#[derive(Debug)]
+pub(super) struct WrongMethod {
+    pub(super) allow: &'static str,
+}
+
+impl Reject for WrongMethod {}
+
+/// A request that no route took: 405 if the path exists, otherwise 404. Neither has a body.
+pub(super) fn not_routed(rejection: &Rejection) -> Response {
+    let Some(WrongMethod { allow }) = rejection.find() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let mut response = StatusCode::METHOD_NOT_ALLOWED.into_response();
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+/// 400: the request id cannot be sent back.
+pub(super) fn unreadable_request_id() -> Response {
+    Problem::new(StatusCode::BAD_REQUEST, "x-request-id should be visible ASCII").into_response()
+}
+
+fn terminated(status: StatusCode, lsn: Option<Lsn>) -> Response {
+    json(status, &Terminated { lsn: lsn.map(|lsn| lsn.to_string()) })
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let mut response = warp::reply::json(body).into_response();
+    // A body that cannot be written is 500 already; none of ours can fail.
+    if response.status() == StatusCode::OK {
+        *response.status_mut() = status;
+    }
+    response
+}
+
+fn with_letter(time: Timestamp) -> String {
+    printer(time).timestamp_to_string(&time)
+}
+
+fn with_offset(time: Timestamp) -> String {
+    printer(time).timestamp_with_offset_to_string(&time, Offset::UTC)
+}
+
+/// RFC 3339 with as many digits after the second as are needed, in groups of three.
+fn printer(time: Timestamp) -> DateTimePrinter {
+    let digits = match time.subsec_nanosecond() {
+        0 => 0,
+        nanos if nanos % 1_000_000 == 0 => 3,
+        nanos if nanos % 1_000 == 0 => 6,
+        _ => 9,
+    };
+    DateTimePrinter::new().precision(Some(digits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_groups_of_three_digits_and_the_zone_of_their_field() {
+        for (nanos, digits) in [
+            (0, ""),
+            (100_000_000, ".100"),
+            (654_321_000, ".654321"),
+            (123_456_789, ".123456789"),
+            (10, ".000000010"),
+        ] {
+            let time = Timestamp::new(1_753_963_200, nanos).expect("in range");
+            assert_eq!(with_letter(time), format!("2025-07-31T12:00:00{digits}Z"));
+            assert_eq!(with_offset(time), format!("2025-07-31T12:00:00{digits}+00:00"));
+        }
+    }
+
+    #[test]
+    fn what_a_body_quotes_is_not_logged() {
+        let mut json = serde_json::Deserializer::from_str(r#"["hunter2"]"#);
+        let fault = serde_path_to_error::deserialize::<_, Vec<bool>>(&mut json).expect_err("not a boolean");
+        let problem = Problem::bad_body(&fault);
+        assert!(problem.text.contains("hunter2"));
+        let logged = problem.logged.expect("something else");
+        assert!(!logged.contains("hunter2") && logged.contains("[0]: invalid type"), "{logged}");
+    }
+
+    #[test]
+    fn an_end_of_postgres_that_is_not_confirmed_is_told() {
+        struct NoSpecs;
+        impl SpecIntake for NoSpecs {
+            fn accept(
+                &self,
+                _: crate::spec::document::ComputeSpec,
+            ) -> Result<compute_states::SpecOutline, String> {
+                Err("none".to_owned())
+            }
+            fn identity(&self, _: compute_states::Revision) -> Identity {
+                Identity::default()
+            }
+        }
+        let machine = compute_states::ComputeStatus::Failed;
+        let snapshot = Snapshot {
+            status: machine,
+            fault: None,
+            error: None,
+            server: None,
+            spec: None,
+            start_time: Timestamp::UNIX_EPOCH,
+            last_active: None,
+        };
+        let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
+        let problem =
+            answered(Ok(Answer { reply, snapshot: snapshot.into() }), &NoSpecs).expect_err("refused");
+        assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(problem.text, "the end of the last postmaster is not confirmed");
+    }
+}

@@ -1,0 +1,68 @@
+//! Why a node did not get as far as its state machine, and which exit code says so.
+
+use std::error::Error;
+use std::io;
+
+use crate::cli::ExitCode;
+use crate::control_plane::FetchError;
+use crate::engine::WorkError;
+use crate::http::BindError;
+use crate::postgres::process::PrivilegeError;
+use crate::postgres::{InstallError, PgdataError};
+use crate::spec::fault::ConfigError;
+use crate::storage::StorageError;
+
+/// Why a node did not get as far as its state machine. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the spec cannot be used: {0}")]
+    Spec(String),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Pgdata(#[from] PgdataError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("{0}")]
+    Unservable(#[from] WorkError),
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    #[error("orphans of Postgres could not be adopted")]
+    Subreaper(#[source] io::Error),
+    #[error("the process could not be set up")]
+    Runtime(#[source] io::Error),
+}
+
+impl StartError {
+    pub(super) fn exit_code(&self) -> ExitCode {
+        match self {
+            StartError::Config(error) => ExitCode::from(error),
+            StartError::Spec(_) | StartError::Unservable(_) => ExitCode::BadConfig,
+            StartError::Fetch(_) => ExitCode::ControlPlane,
+            StartError::Install(InstallError::TooOld { .. }) => ExitCode::UnsupportedPostgres,
+            StartError::Install(_) => ExitCode::NoPostgres,
+            StartError::Bind(_) => ExitCode::PortInUse,
+            StartError::Pgdata(_) | StartError::Storage(_) => ExitCode::PgdataRefused,
+            StartError::Privilege(_) => ExitCode::NoPrivilege,
+            StartError::Subreaper(_) | StartError::Runtime(_) => ExitCode::Internal,
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

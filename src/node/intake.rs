@@ -1,0 +1,56 @@
+//! Specs on their way in: resolved, judged, stored, and known to the machine by an outline.
+
+use compute_states::{Revision, SpecOutline};
+
+use super::world::outline;
+use crate::http::{Identity, SpecIntake};
+use crate::spec::document::ComputeSpec;
+use crate::spec::fault::{self, JsonPath, Severity};
+use crate::spec::store::{SpecStore, StoredSpec};
+
+/// The store, and the judgement in front of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Intake(SpecStore);
+
+impl Intake {
+    pub(super) fn specs(&self) -> &SpecStore {
+        &self.0
+    }
+
+    /// Stores a spec that has been resolved.
+    pub(super) fn store(&self, stored: StoredSpec) -> SpecOutline {
+        let first = outline(0, &stored);
+        SpecOutline { revision: Revision(self.0.insert(stored)), ..first }
+    }
+
+    /// Judges and stores a spec.
+    pub(super) fn take(&self, document: ComputeSpec) -> Result<SpecOutline, String> {
+        // In this order, so that what the original refuses is refused in its words.
+        let stored = StoredSpec::new(document).map_err(|error| error.to_string())?;
+        let root = JsonPath::root().key("spec");
+        let findings = fault::examine(&stored.document, &root);
+        let faults: Vec<String> = findings
+            .iter()
+            .filter(|finding| finding.severity == Severity::Fault)
+            .map(ToString::to_string)
+            .collect();
+        if !faults.is_empty() {
+            return Err(faults.join("\n"));
+        }
+        Ok(self.store(stored))
+    }
+}
+
+impl SpecIntake for Intake {
+    fn accept(&self, spec: ComputeSpec) -> Result<SpecOutline, String> {
+        self.take(spec)
+    }
+
+    fn identity(&self, revision: Revision) -> Identity {
+        let Some(stored) = self.0.get(revision.0) else { return Identity::default() };
+        Identity {
+            tenant: stored.resolved.tenant.as_ref().map(ToString::to_string),
+            timeline: stored.resolved.timeline.as_ref().map(ToString::to_string),
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! The real outside: storage, Postgres, catalog, control plane.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Revision, SpecOutline, StopMode};
+use tokio_util::sync::CancellationToken;
+
+use super::error::StartError;
+use super::intake::Intake;
+use super::warm_up;
+use crate::catalog::{self, ConnectionSettings, Profile};
+use crate::control_plane::Source;
+use crate::engine::{Done, Facts, Work, WorkError, World};
+use crate::limits;
+use crate::postgres::conf::{self, Conf};
+use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, hba, process};
+use crate::secret::Secret;
+use crate::spec::resolve::{Mode, StorageKind};
+use crate::spec::store::StoredSpec;
+use crate::storage::{self, Context, StorageError};
+use crate::telemetry::Metrics;
+
+/// What this node works with; the same for its whole life.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub installation: Installation,
+    pub pgdata: Arc<DataDir>,
+    pub intake: Intake,
+    /// Where a refresh asks; nowhere for a spec of this program's own making.
+    pub source: Option<Source>,
+    pub metrics: Arc<Metrics>,
+    pub connstr: Secret,
+    /// The superuser of new clusters.
+    pub superuser: String,
+    /// Where what can be made again is kept.
+    pub cache: PathBuf,
+    /// Whether a cluster that is not ours may be removed.
+    pub overwrite_foreign: bool,
+    pub privileged_role: String,
+    pub internal_http_port: u16,
+}
+
+/// The outside of a running node.
+#[derive(Debug)]
+pub(super) struct RealWorld {
+    parts: Arc<Parts>,
+    postmaster: Arc<Mutex<Slot>>,
+}
+
+/// The one postmaster, from the moment it is asked for until it was swept up after.
+#[derive(Debug, Default)]
+struct Slot {
+    epoch: Option<Epoch>,
+    process: Option<Arc<Postmaster>>,
+    /// A stop that came before there was a process.
+    early_stop: Option<StopMode>,
+}
+
+impl RealWorld {
+    pub(super) fn new(parts: Parts) -> Self {
+        RealWorld { parts: Arc::new(parts), postmaster: Arc::default() }
+    }
+
+    /// The guard outside the loop: whatever became of it, no Postgres outlives this program. Without effect
+    /// after an orderly end.
+    pub(super) async fn leave_nothing(&self) {
+        let process = lock(&self.postmaster).process.take();
+        if let Some(process) = process {
+            process.signal(crate::postgres::StopMode::Immediate);
+            let outcome = process.sweep(limits::LAST_SWEEP).await;
+            tracing::warn!(?outcome, "a postmaster was left, and has been ended");
+        }
+    }
+}
+
+impl World for RealWorld {
+    fn run(
+        &self,
+        work: Work,
+        token: CancellationToken,
+    ) -> impl Future<Output = Result<Done, WorkError>> + Send + 'static {
+        let parts = self.parts.clone();
+        let postmaster = self.postmaster.clone();
+        async move {
+            match work {
+                Work::WarmUp => parts.warm_up(&token).await,
+                Work::ResolveSpec { spec } => parts.check(spec),
+                Work::PrepareStorage { spec, restart } => parts.prepare(spec, restart, &token).await,
+                Work::ApplySpec { spec, first, .. } => {
+                    let reload = || {
+                        let process = lock(&postmaster).process.clone();
+                        process.is_some_and(|process| process.reload())
+                    };
+                    parts.apply(spec, first, reload, &token).await
+                }
+                Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
+                Work::Sweep => {
+                    let process = lock(&postmaster).process.clone();
+                    if let Some(process) = process {
+                        let outcome = process.sweep(limits::SWEEP).await;
+                        tracing::debug!(?outcome, "swept");
+                        let mut slot = lock(&postmaster);
+                        slot.process = None;
+                    }
+                    process::reap_adopted();
+                    Ok(Done::Done)
+                }
+                Work::FinalSync { .. } => {
+                    let kind = StorageKind::Neon;
+                    Err(WorkError::plain(FailureClass::Permanent, unserved(kind)))
+                }
+            }
+        }
+    }
+
+    fn start_postmaster(
+        &self,
+        postmaster: Epoch,
+        spec: Revision,
+        facts: Facts,
+    ) -> impl Future<Output = Result<Exit, WorkError>> + Send + 'static {
+        // Here, in the loop, so that a stop which follows at once finds it.
+        *lock(&self.postmaster) = Slot { epoch: Some(postmaster), process: None, early_stop: None };
+        let parts = self.parts.clone();
+        let slot = self.postmaster.clone();
+        async move {
+            let launch = parts.launch(spec)?;
+            let mut events = {
+                let mut slot = lock(&slot);
+                if slot.early_stop.is_some() {
+                    return Err(WorkError::cancelled());
+                }
+                let (process, events) = Postmaster::spawn(launch)
+                    .map_err(|error| WorkError::new(FailureClass::Permanent, &error))?;
+                tracing::info!(pid = process.pid(), "postmaster spawned");
+                slot.process = Some(Arc::new(process));
+                events
+            };
+            while let Some(fact) = events.recv().await {
+                match fact {
+                    Fact::Progressed => facts.progressed().await,
+                    Fact::Ready => facts.ready().await,
+                    Fact::Exited(status) => return Ok(exit(status)),
+                }
+            }
+            Err(WorkError::plain(FailureClass::Panicked, "the watcher of the postmaster has gone"))
+        }
+    }
+
+    fn stop_postmaster(&self, postmaster: Epoch, mode: StopMode) {
+        let mut slot = lock(&self.postmaster);
+        if slot.epoch != Some(postmaster) {
+            return;
+        }
+        match &slot.process {
+            Some(process) => {
+                process.signal(match mode {
+                    StopMode::Fast => crate::postgres::StopMode::Fast,
+                    StopMode::Immediate => crate::postgres::StopMode::Immediate,
+                    StopMode::Kill => crate::postgres::StopMode::Kill,
+                });
+            }
+            None => slot.early_stop = Some(mode),
+        }
+    }
+
+    fn reload_postmaster(&self, postmaster: Epoch) {
+        let slot = lock(&self.postmaster);
+        if slot.epoch == Some(postmaster)
+            && let Some(process) = &slot.process
+        {
+            process.reload();
+        }
+    }
+
+    fn random(&self) -> u64 {
+        rand::random()
+    }
+}
+
+impl Parts {
+    /// Whether this node can serve the spec, before anything is touched.
+    fn check(&self, spec: Revision) -> Result<Done, WorkError> {
+        let stored = self.stored(spec)?;
+        self.servable(&stored)?;
+        self.render(&stored)?;
+        Ok(Done::Done)
+    }
+
+    fn servable(&self, stored: &StoredSpec) -> Result<(), WorkError> {
+        let resolved = &stored.resolved;
+        if resolved.storage.missing().is_some() {
+            return Err(WorkError::plain(FailureClass::Permanent, unserved(resolved.storage)));
+        }
+        if resolved.mode != Mode::Primary {
+            let text = format!(
+                "mode {} is not served with storage kind `{}` yet: only Primary is",
+                resolved.mode, resolved.storage
+            );
+            return Err(WorkError::plain(FailureClass::Permanent, text));
+        }
+        Ok(())
+    }
+
+    fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
+        let missing = || format!("the spec document of revision {} is gone; this is a bug", spec.0);
+        self.intake.specs().get(spec.0).ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))
+    }
+
+    fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
+        let conf = Conf {
+            spec: &stored.document,
+            profile: profile(stored),
+            privileged_role: &self.privileged_role,
+            internal_http_port: self.internal_http_port,
+            tls: false,
+            mmap_shared_memory: conf::strict_overcommit(),
+            lakebase_port: None,
+            extras: &[],
+        };
+        conf::render(&conf).map_err(permanent)
+    }
+
+    async fn warm_up(&self, token: &CancellationToken) -> Result<Done, WorkError> {
+        match warm_up::warm_up(&self.context(false, token)).await {
+            Err(_) if token.is_cancelled() => Err(WorkError::cancelled()),
+            other => other.map(|()| Done::Done).map_err(permanent),
+        }
+    }
+
+    /// Refuses what cannot be started while everything is still untouched. Later the same things are found by
+    /// the work that meets them.
+    pub(super) async fn refuse_early(&self, spec: Revision) -> Result<(), StartError> {
+        self.check(spec)?;
+        let stored = self.stored(spec)?;
+        let storage = storage::open(stored.resolved.storage)?;
+        storage.judge(&self.context(false, &CancellationToken::new())).await?;
+        Ok(())
+    }
+
+    fn context(&self, restart: bool, cancel: &CancellationToken) -> Context {
+        Context {
+            installation: self.installation.clone(),
+            pgdata: self.pgdata.clone(),
+            superuser: self.superuser.clone(),
+            cache: self.cache.clone(),
+            overwrite_foreign: self.overwrite_foreign,
+            restart,
+            cancel: cancel.clone(),
+        }
+    }
+
+    async fn prepare(
+        &self,
+        spec: Revision,
+        restart: bool,
+        token: &CancellationToken,
+    ) -> Result<Done, WorkError> {
+        let stored = self.stored(spec)?;
+        self.servable(&stored)?;
+        // Rendered first: a spec that cannot be written must not cost a data directory.
+        let text = self.render(&stored)?;
+        let storage = storage::open(stored.resolved.storage).map_err(permanent)?;
+        let prepared = storage.prepare(&self.context(restart, token)).await.map_err(storage_error)?;
+        tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
+        self.write_files(text, true).await?;
+        Ok(Done::Done)
+    }
+
+    async fn write_files(&self, conf_text: String, first: bool) -> Result<(), WorkError> {
+        let pgdata = self.pgdata.path().to_owned();
+        blocking(move || {
+            conf::write(&pgdata, &conf_text)?;
+            if first {
+                hba::allow_password_logins(&pgdata)?;
+                // Included by the settings; the server would log that it is missing.
+                conf::clear_override(&pgdata)?;
+            }
+            Ok::<(), conf::WriteError>(())
+        })
+        .await
+    }
+
+    fn launch(&self, spec: Revision) -> Result<Launch, WorkError> {
+        let stored = self.stored(spec)?;
+        let token = stored.document.storage_auth_token.clone();
+        Ok(Launch {
+            installation: self.installation.clone(),
+            pgdata: self.pgdata.clone(),
+            options: Vec::new(),
+            env: token.map(|token| ("NEON_AUTH_TOKEN".into(), token)).into_iter().collect(),
+            log: LogSink::stderr(),
+        })
+    }
+
+    async fn apply(
+        &self,
+        spec: Revision,
+        first: bool,
+        reload: impl Fn() -> bool,
+        token: &CancellationToken,
+    ) -> Result<Done, WorkError> {
+        let stored = self.stored(spec)?;
+        if !first {
+            self.servable(&stored)?;
+            let text = self.render(&stored)?;
+            self.write_files(text, false).await?;
+            reload();
+        }
+        let document = &stored.document;
+        if stored.resolved.mode == Mode::Primary && !document.skip_pg_catalog_updates {
+            let settings = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
+            let connection = catalog::connect(&settings).await.map_err(transient)?;
+            let options = catalog::Options {
+                privileged_role: self.privileged_role.clone(),
+                concurrency: concurrency(&stored, first),
+            };
+            let applied = catalog::apply(&connection, document, &options, token).await;
+            let applied = applied.map_err(|error| match error {
+                catalog::ApplyError::Cancelled => WorkError::cancelled(),
+                other => permanent(other),
+            })?;
+            tracing::info!(statements = applied.statements, "catalog applied");
+        }
+        self.intake.specs().pin([spec.0]);
+        Ok(Done::Done)
+    }
+
+    async fn fetch(&self, applied: Option<Revision>, token: &CancellationToken) -> Result<Done, WorkError> {
+        let Some(source) = &self.source else {
+            let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
+            return Err(WorkError::plain(FailureClass::Permanent, text));
+        };
+        let fetched = source
+            .fetch(&self.metrics, token)
+            .await
+            .map_err(|error| WorkError::new(error.class(), &error))?;
+        let Some(document) = fetched.spec else { return Ok(Done::Fetched(FetchedSpec::NoSpec)) };
+        let stored = StoredSpec::new(document).map_err(transient)?;
+        let same_pageservers = applied
+            .and_then(|applied| self.intake.specs().get(applied.0))
+            .is_some_and(|applied| applied.resolved.same_pageservers(&stored.resolved));
+        let spec = self.intake.store(stored);
+        Ok(Done::Fetched(FetchedSpec::Spec { spec, same_pageservers }))
+    }
+}
+
+/// How many databases are worked on at once.
+fn concurrency(stored: &StoredSpec, first: bool) -> usize {
+    if first {
+        catalog::Options::start_concurrency(conf::max_connections(&stored.document.cluster))
+    } else {
+        stored.document.reconfigure_concurrency.max(1)
+    }
+}
+
+fn profile(stored: &StoredSpec) -> Profile {
+    match stored.resolved.storage {
+        StorageKind::Neon => Profile::Neon,
+        _ => Profile::Standard,
+    }
+}
+
+fn unserved(kind: StorageKind) -> String {
+    kind.missing().unwrap_or("this storage kind has no final sync").to_owned()
+}
+
+fn permanent(error: impl std::error::Error + 'static) -> WorkError {
+    WorkError::new(FailureClass::Permanent, &error)
+}
+
+/// A full disk can be emptied; what is not ours stays so.
+fn storage_error(error: StorageError) -> WorkError {
+    if error.is_cancelled() {
+        return WorkError::cancelled();
+    }
+    let class = if error.is_disk_full() { FailureClass::Transient } else { FailureClass::Permanent };
+    WorkError::new(class, &error)
+}
+
+fn transient(error: impl std::error::Error + 'static) -> WorkError {
+    WorkError::new(FailureClass::Transient, &error)
+}
+
+async fn blocking<E: std::error::Error + Send + 'static>(
+    work: impl FnOnce() -> Result<(), E> + Send + 'static,
+) -> Result<(), WorkError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(permanent),
+        Err(error) => Err(WorkError::new(FailureClass::Panicked, &error)),
+    }
+}
+
+fn exit(status: std::process::ExitStatus) -> Exit {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, signal) => Exit::Signal(signal.unwrap_or_default()),
+    }
+}
+
+fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    // Every change is one assignment, so a panic elsewhere cannot have left half of one behind.
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Outline of a stored spec: what the state machine has to know of it.
+pub(super) fn outline(revision: u64, stored: &StoredSpec) -> SpecOutline {
+    SpecOutline { revision: Revision(revision), final_sync: stored.resolved.final_sync() }
+}

@@ -1,0 +1,267 @@
+//! Finding PostgreSQL on this machine and asking for its version.
+
+use std::env;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tokio_util::sync::CancellationToken;
+
+use super::process::{self, RunError};
+use crate::limits;
+
+/// The oldest major version served.
+pub const OLDEST: u32 = 15;
+
+/// Where Debian and Ubuntu put their versions, one directory each.
+const DEBIAN: &str = "/usr/lib/postgresql";
+
+/// Why there is no PostgreSQL to run.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The program named is not there.
+    #[error("there is no PostgreSQL server at {path}{}", .searched.as_deref().unwrap_or_default())]
+    NotThere {
+        /// What was named.
+        path: PathBuf,
+        /// Where else it was looked for, as the end of the sentence.
+        searched: Option<String>,
+    },
+    /// Nothing was named and nothing was found.
+    #[error(
+        "found no PostgreSQL server: looked for `postgres` in PATH, asked pg_config and looked below \
+         {DEBIAN}; install one or name it with --pgbin"
+    )]
+    NoneFound,
+    /// It could not be run.
+    #[error("cannot ask {path} for its version")]
+    Run {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: RunError,
+    },
+    /// It ran but is no PostgreSQL we understand.
+    #[error("{path} does not answer --version like a PostgreSQL server: {answer:?}")]
+    NotPostgres {
+        /// The program.
+        path: PathBuf,
+        /// What it printed, cut.
+        answer: String,
+    },
+    /// Too old.
+    #[error("{path} is PostgreSQL {version}; version {OLDEST} or newer is needed")]
+    TooOld {
+        /// The program.
+        path: PathBuf,
+        /// Its version.
+        version: Version,
+    },
+}
+
+/// A PostgreSQL version as its programs print it: `15.4`, `16beta1`, `17devel`, with the packager's remark.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// `15` of `15.4`. Data directories are bound to it.
+    pub major: u32,
+    /// All of it, for instance `15.4 (Debian 15.4-1)`.
+    pub text: String,
+}
+
+impl Version {
+    /// Reads `PostgreSQL 15.4 (Debian 15.4-1)`, also with the program's name before it, as
+    /// `postgres --version` has it: `postgres (PostgreSQL) 15.4 (Debian 15.4-1)`.
+    pub fn parse(answer: &str) -> Option<Self> {
+        let rest = answer.lines().next()?.trim();
+        let rest = match rest.split_once("(PostgreSQL) ") {
+            Some((_program, rest)) => rest,
+            None => rest.strip_prefix("PostgreSQL ")?,
+        };
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        Some(Self { major: rest[..digits].parse().ok()?, text: rest.to_owned() })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A PostgreSQL of a served version.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    postgres: PathBuf,
+    version: Version,
+}
+
+impl Installation {
+    /// Finds the server and asks for its version, without a shell.
+    ///
+    /// `pgbin` is a path, or a bare name looked up in `PATH`. Without it, or with the bare default `postgres`
+    /// when that is not in `PATH` (Debian keeps it out), these are tried in order: `PATH`, the directory
+    /// `pg_config --bindir` names, the newest below `/usr/lib/postgresql`.
+    pub async fn find(pgbin: Option<&Path>) -> Result<Self, InstallError> {
+        let path = match pgbin {
+            Some(named) if named.components().count() > 1 || named.is_absolute() => {
+                if !is_program(named) {
+                    return Err(InstallError::NotThere { path: named.to_owned(), searched: None });
+                }
+                named.to_owned()
+            }
+            Some(name) if name != Path::new("postgres") => {
+                in_path(name).ok_or_else(|| InstallError::NotThere {
+                    path: name.to_owned(),
+                    searched: Some(" (looked up in PATH)".to_owned()),
+                })?
+            }
+            _ => search().await.ok_or(InstallError::NoneFound)?,
+        };
+        Self::at(path).await
+    }
+
+    async fn at(path: PathBuf) -> Result<Self, InstallError> {
+        // Canonical, because running servers are recognised by what /proc calls their executable, and because
+        // PATH entries are often links into the directory where the sibling tools are.
+        let postgres = fs::canonicalize(&path).map_err(|source| InstallError::Run {
+            path: path.clone(),
+            source: RunError::Spawn { program: path.clone(), source },
+        })?;
+        let answer = version_of(&postgres).await?;
+        let version = Version::parse(&answer).ok_or_else(|| InstallError::NotPostgres {
+            path: path.clone(),
+            answer: answer.chars().take(200).collect(),
+        })?;
+        if version.major < OLDEST {
+            return Err(InstallError::TooOld { path, version });
+        }
+        Ok(Self { postgres, version })
+    }
+
+    /// The server program, as an absolute path without links.
+    pub fn postgres(&self) -> &Path {
+        &self.postgres
+    }
+
+    /// A tool from the server's directory, for instance `initdb`. Whether it exists shows when it is run.
+    pub fn tool(&self, name: &str) -> PathBuf {
+        self.postgres.with_file_name(name)
+    }
+
+    /// Its version.
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+}
+
+async fn version_of(postgres: &Path) -> Result<String, InstallError> {
+    let mut command = Command::new(postgres);
+    command.arg("--version");
+    let output = process::run(command, &CancellationToken::new(), limits::VERSION_PROBE)
+        .await
+        .map_err(|source| InstallError::Run { path: postgres.to_owned(), source })?;
+    let printed = if output.status.success() { output.stdout } else { output.stderr };
+    Ok(String::from_utf8_lossy(&printed).into_owned())
+}
+
+async fn search() -> Option<PathBuf> {
+    if let Some(found) = in_path(Path::new("postgres")) {
+        return Some(found);
+    }
+    let mut command = Command::new("pg_config");
+    command.arg("--bindir");
+    if let Ok(output) = process::run(command, &CancellationToken::new(), limits::VERSION_PROBE).await {
+        let bindir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        let found = bindir.join("postgres");
+        // pg_config comes with the client library too, and then names a directory without a server.
+        if output.status.success() && is_program(&found) {
+            return Some(found);
+        }
+    }
+    newest_below(Path::new(DEBIAN)).ok().flatten()
+}
+
+fn newest_below(root: &Path) -> io::Result<Option<PathBuf>> {
+    let mut versions: Vec<(u32, PathBuf)> = fs::read_dir(root)?
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let version = entry.file_name().to_str()?.parse().ok()?;
+            let program = entry.path().join("bin/postgres");
+            is_program(&program).then_some((version, program))
+        })
+        .collect();
+    versions.sort();
+    Ok(versions.pop().map(|(_, path)| path))
+}
+
+fn in_path(name: &Path) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| is_program(path))
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_all_shapes_are_read() {
+        for (answer, major, text) in [
+            ("PostgreSQL 15.4 (Debian 15.4-1.pgdg120+1)\n", 15, "15.4 (Debian 15.4-1.pgdg120+1)"),
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", 15, "15.18 (Debian 15.18-0+deb12u1)"),
+            ("PostgreSQL 16beta1", 16, "16beta1"),
+            ("postgres (PostgreSQL) 17devel", 17, "17devel"),
+            ("PostgreSQL 14", 14, "14"),
+        ] {
+            let version = Version::parse(answer).unwrap();
+            assert_eq!((version.major, version.text.as_str()), (major, text));
+        }
+        for answer in ["", "PostgreSQL", "PostgreSQL x", "psql 15", "bash 5.2"] {
+            assert_eq!(Version::parse(answer), None, "{answer}");
+        }
+    }
+
+    fn script(dir: &Path, name: &str, body: &str) -> PathBuf {
+        let path = dir.join(name);
+        // Written by another process: a file that we had open for writing cannot be run while another
+        // thread's fork still holds it.
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$2"; chmod 755 "$2""#;
+        let done = Command::new("sh").args(["-c", write, "sh", body]).arg(&path).status().unwrap();
+        assert!(done.success());
+        path
+    }
+
+    #[tokio::test]
+    async fn a_found_server_is_named_with_its_version_when_it_will_not_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = script(dir.path(), "postgres", "echo 'postgres (PostgreSQL) 14.9'");
+        let error = Installation::find(Some(&old)).await.unwrap_err().to_string();
+        assert!(error.contains("14.9") && error.contains(old.to_str().unwrap()), "{error}");
+
+        let other = script(dir.path(), "other", "echo hello");
+        assert!(matches!(Installation::find(Some(&other)).await, Err(InstallError::NotPostgres { .. })));
+
+        let absent = dir.path().join("absent");
+        let error = Installation::find(Some(&absent)).await.unwrap_err();
+        assert!(error.to_string().contains(absent.to_str().unwrap()));
+        let bare = Installation::find(Some(Path::new("no-such-server"))).await.unwrap_err().to_string();
+        assert!(bare.contains("PATH"), "{bare}");
+    }
+
+    #[test]
+    fn the_newest_version_is_taken_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        for version in ["9", "15", "16", "notes"] {
+            fs::create_dir_all(dir.path().join(version).join("bin")).unwrap();
+            script(&dir.path().join(version).join("bin"), "postgres", "true");
+        }
+        fs::create_dir_all(dir.path().join("17/bin")).unwrap();
+        let found = newest_below(dir.path()).unwrap().unwrap();
+        assert_eq!(found, dir.path().join("16/bin/postgres"), "17 has no server");
+    }
+}

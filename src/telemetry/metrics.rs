@@ -1,0 +1,225 @@
+//! The metrics of `GET /metrics`.
+//!
+//! Names and labels of the original's families are the original's; families of our own start with
+//! `compute_ctl_` too and are listed in the README.
+
+use std::time::Duration;
+
+use compute_states::{Cause, ComputeStatus, EffectKind, EventKind, Verdict};
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Label of the image this program was built into. A compile-time value, as in the original.
+pub const BUILD_TAG: &str = match option_env!("BUILD_TAG") {
+    Some(tag) => tag,
+    None => "latest",
+};
+
+/// Verdicts by name; the order in which each event's counters are kept.
+const VERDICTS: [&str; 5] = ["moved", "taken", "latched", "refused", "stale"];
+
+/// All metrics of one node.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    up: IntGaugeVec,
+    /// By event kind, then by verdict: looking labels up would cost more than handling the event.
+    events: Vec<[IntCounter; VERDICTS.len()]>,
+    transitions: IntCounterVec,
+    effects: HistogramVec,
+    queue_depth: IntGauge,
+    rejected: IntCounter,
+    refresh_requests: IntCounter,
+    control_plane_requests: IntCounterVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// A registry with every family in it, and the status gauge at `empty`.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let up = register(
+            &registry,
+            IntGaugeVec::new(
+                Opts::new("compute_ctl_up", "Constant 1; the labels tell the build and the present status"),
+                &["build_tag", "status"],
+            ),
+        );
+        let events = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_events_total", "Events handled, by what became of them"),
+                &["event", "verdict"],
+            ),
+        );
+        let transitions = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_transitions_total", "Changes of the status, by cause"),
+                &["from", "to", "cause"],
+            ),
+        );
+        let effects = register(
+            &registry,
+            HistogramVec::new(
+                HistogramOpts::new("compute_ctl_effect_duration_seconds", "How long effects took")
+                    .buckets(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0]),
+                &["effect", "outcome"],
+            ),
+        );
+        let queue_depth =
+            register(&registry, IntGauge::new("compute_ctl_queue_depth", "Events that wait in the queue"));
+        let rejected = register(
+            &registry,
+            IntCounter::new("compute_ctl_requests_rejected_total", "Requests that found the queue full"),
+        );
+        let refresh_requests = register(
+            &registry,
+            IntCounter::new(
+                "pg_cctl_pagestream_request_errors_total",
+                "Calls of /refresh_configuration: trouble with pageservers, as seen by Postgres",
+            ),
+        );
+        let control_plane_requests = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_cplane_requests_total", "Requests to the control plane"),
+                &["rpc", "http_status"],
+            ),
+        );
+        let events = EventKind::ALL
+            .iter()
+            .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
+            .collect();
+        let metrics = Metrics {
+            registry,
+            up,
+            events,
+            transitions,
+            effects,
+            queue_depth,
+            rejected,
+            refresh_requests,
+            control_plane_requests,
+        };
+        metrics.status(ComputeStatus::Empty);
+        metrics
+    }
+
+    /// Counts an event and what became of it.
+    pub fn event(&self, kind: EventKind, verdict: Verdict) {
+        let verdict = match verdict {
+            Verdict::Moved(_) => 0,
+            Verdict::Taken(_) => 1,
+            Verdict::Latched { .. } => 2,
+            Verdict::Refused(_) => 3,
+            Verdict::Stale => 4,
+        };
+        if let Some(counters) = self.events.get(kind as usize) {
+            counters[verdict].inc();
+        }
+    }
+
+    /// Counts a change of the status, and moves the status gauge along.
+    pub fn transition(&self, from: ComputeStatus, to: ComputeStatus, cause: Option<Cause>) {
+        let cause = cause.map(|cause| format!("{cause:?}")).unwrap_or_default();
+        self.transitions.with_label_values(&[&from.to_string(), &to.to_string(), &cause]).inc();
+        self.status(to);
+    }
+
+    /// Notes how long an effect took and how it ended.
+    pub fn effect(&self, kind: EffectKind, outcome: &str, took: Duration) {
+        self.effects.with_label_values(&[kind.name(), outcome]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a request that found the queue full.
+    pub fn request_rejected(&self) {
+        self.rejected.inc();
+    }
+
+    /// Counts a call of `/refresh_configuration`, whatever its answer.
+    pub fn refresh_requested(&self) {
+        self.refresh_requests.inc();
+    }
+
+    /// Counts a request to the control plane. `http_status` is the line's text (`200 OK`), or `unknown` when
+    /// there was no answer.
+    pub fn control_plane_request(&self, rpc: &str, http_status: &str) {
+        self.control_plane_requests.with_label_values(&[rpc, http_status]).inc();
+    }
+
+    /// The text of `GET /metrics`, in the exposition format 0.0.4.
+    ///
+    /// # Errors
+    /// If a family cannot be encoded, which only a mistake in its labels could cause.
+    pub fn render(&self, queue_depth: usize) -> Result<String, prometheus::Error> {
+        self.queue_depth.set(i64::try_from(queue_depth).unwrap_or(i64::MAX));
+        let mut families = self.registry.gather();
+        // Counters by event and verdict which never moved would be a hundred lines of zeroes.
+        for family in &mut families {
+            if family.name() == "compute_ctl_events_total" {
+                family.mut_metric().retain(|metric| metric.get_counter().get_value() > 0.0);
+            }
+        }
+        families.retain(|family| !family.get_metric().is_empty());
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families, &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Exactly one sample, whatever was there before.
+    fn status(&self, status: ComputeStatus) {
+        self.up.reset();
+        self.up.with_label_values(&[BUILD_TAG, &status.to_string()]).set(1);
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: Result<C, prometheus::Error>) -> C {
+    let collector = made.expect("the families' names and labels are constants, and valid");
+    registry.register(Box::new(collector.clone())).expect("each family is registered once");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_gauge_has_exactly_one_sample() {
+        let metrics = Metrics::new();
+        metrics.transition(ComputeStatus::Empty, ComputeStatus::Init, Some(Cause::SpecAtHand));
+        metrics.transition(ComputeStatus::Init, ComputeStatus::Running, Some(Cause::Started));
+        let text = metrics.render(0).expect("it can be encoded");
+        let samples: Vec<&str> = text.lines().filter(|line| line.starts_with("compute_ctl_up{")).collect();
+        assert_eq!(samples, [format!(r#"compute_ctl_up{{build_tag="{BUILD_TAG}",status="running"}} 1"#)]);
+    }
+
+    #[test]
+    fn plain_counters_read_zero_from_the_first_scrape_and_labelled_ones_are_absent() {
+        let text = Metrics::new().render(3).expect("it can be encoded");
+        assert!(text.contains("pg_cctl_pagestream_request_errors_total 0"), "{text}");
+        assert!(text.contains("compute_ctl_queue_depth 3"), "{text}");
+        assert!(!text.contains("compute_ctl_events_total"), "{text}");
+    }
+
+    #[test]
+    fn events_are_counted_by_kind_and_verdict() {
+        let metrics = Metrics::new();
+        metrics.event(EventKind::RefreshHinted, Verdict::Stale);
+        metrics.event(EventKind::TimerFired, Verdict::Taken(Cause::LingerOver));
+        let text = metrics.render(0).expect("it can be encoded");
+        assert!(
+            text.contains(r#"compute_ctl_events_total{event="RefreshHinted",verdict="stale"} 1"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"compute_ctl_events_total{event="TimerFired",verdict="taken"} 1"#), "{text}");
+    }
+}

@@ -1,0 +1,6 @@
+//! Helpers shared by the tests on real servers.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub(crate) mod lab;
+pub(crate) mod pg;

@@ -1,0 +1,158 @@
+//! A throw-away PostgreSQL server: own directory, own free port, gone at drop.
+//!
+//! Works as an ordinary user and as root, where the server's processes run as the user `postgres`, because
+//! PostgreSQL refuses root. A missing installation is a failure.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use compute_ctl::secret::Secret;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, geteuid};
+use tempfile::TempDir;
+
+/// How long a server may take to start before the test fails.
+const START: Duration = Duration::from_secs(60);
+
+/// The superuser of test servers, the one Neon's specs assume.
+pub(crate) const ADMIN: &str = "cloud_admin";
+
+/// A running server.
+pub(crate) struct Server {
+    child: Child,
+    log: Option<JoinHandle<()>>,
+    port: u16,
+    dir: TempDir,
+}
+
+impl Server {
+    /// A fresh cluster with these lines at the end of its configuration. Trust on the socket, passwords over
+    /// TCP.
+    pub(crate) fn start(conf: &str) -> Self {
+        let dir = TempDir::with_prefix("compute_ctl-test-").expect("a temporary directory");
+        give(dir.path());
+        let data = dir.path().join("data");
+        let mut initdb = command("initdb");
+        initdb.args(["-U", ADMIN, "-E", "utf8", "--locale", "C.UTF-8", "--no-sync", "--no-instructions"]);
+        let output = initdb.arg("-D").arg(&data).args(["--auth-host", "md5"]).output().expect("initdb runs");
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        let port = free_port();
+        let path = data.join("postgresql.conf");
+        let mut text = fs::read_to_string(&path).expect("initdb has written it");
+        text.push_str(&format!(
+            "\nport = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nfsync = off\n\
+             shared_buffers = 16MB\nlc_messages = 'C'\n{conf}\n",
+            dir.path().display()
+        ));
+        fs::write(&path, text).expect("writing into an own directory");
+        Self::run(dir, port)
+    }
+
+    fn run(dir: TempDir, port: u16) -> Self {
+        let mut postgres = command("postgres");
+        postgres.arg("-D").arg(dir.path().join("data")).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = postgres.spawn().expect("postgres runs");
+        let stderr = BufReader::new(child.stderr.take().expect("piped above"));
+        let (ready, is_ready) = mpsc::channel();
+        // Reads on until the server is gone, so that it never blocks on its log.
+        let log = std::thread::spawn(move || {
+            let mut seen = String::new();
+            let mut ready = Some(ready);
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if line.contains("database system is ready to accept connections") {
+                    ready.take().map(|ready| ready.send(String::new()));
+                } else if ready.is_some() {
+                    seen.push_str(&line);
+                    seen.push('\n');
+                }
+            }
+            ready.take().map(|ready| ready.send(seen));
+        });
+        let server = Self { child, log: Some(log), port, dir };
+        let failure = is_ready.recv_timeout(START).expect("the server starts in time");
+        assert!(failure.is_empty(), "the server did not start:\n{failure}");
+        server
+    }
+
+    /// A connection string for the superuser over the socket.
+    pub(crate) fn connstr(&self, database: &str) -> Secret {
+        Secret::new(format!(
+            "host='{}' port={} user={ADMIN} dbname='{}'",
+            self.dir.path().display(),
+            self.port,
+            database.replace('\\', "\\\\").replace('\'', "\\'")
+        ))
+    }
+
+    /// Port of the server, on 127.0.0.1 and as part of the socket's name.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its data directory.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        // Immediate shutdown: the data is not needed any more. The child is not reaped yet, so the id is its.
+        let _ = kill(pid, Signal::SIGQUIT);
+        let _ = self.child.wait();
+        if let Some(log) = self.log.take() {
+            let _ = log.join();
+        }
+    }
+}
+
+/// A program of the newest installation, as a user PostgreSQL accepts.
+pub(crate) fn command(program: &str) -> Command {
+    let mut command = Command::new(bin().join(program));
+    command.current_dir("/").env("LC_ALL", "C").env("TZ", "UTC");
+    if let Some(user) = unprivileged() {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command
+}
+
+/// Makes a file or directory accessible to [`command`].
+pub(crate) fn give(path: &Path) {
+    if let Some(user) = unprivileged() {
+        chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("root may give away");
+    }
+}
+
+fn unprivileged() -> Option<User> {
+    geteuid().is_root().then(|| {
+        User::from_name("postgres").expect("the user database is readable").expect("the user postgres exists")
+    })
+}
+
+fn bin() -> PathBuf {
+    let version = |path: &PathBuf| path.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        installed.map(|entry| entry.path().join("bin")).filter(|bin| bin.join("postgres").exists()).collect();
+    found.sort_by_key(version);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    found
+        .pop()
+        .or_else(|| std::env::split_paths(&path).find(|dir| dir.join("postgres").exists()))
+        .expect("PostgreSQL is installed in /usr/lib/postgresql or in PATH")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
