@@ -237,7 +237,7 @@ fn wander(run: &mut Run<Mutant>, first: Input, mut numbers: Numbers) -> bool {
 
 /// Survivors that do no harm, and why. Everything a machine says or requests wrongly is caught; what survives is
 /// something it remembers and will not look at again, and an order that nobody relies on.
-const HARMLESS: [&str; 11] = [
+const HARMLESS: [&str; 12] = [
     "effects of one step do not wait for each other; Exit last and epochs in order, which matter, are caught",
     "a number that is left out is never missed",
     "each state names its own postmaster; the common note decides only while an end is not confirmed",
@@ -249,10 +249,11 @@ const HARMLESS: [&str; 11] = [
     "nobody looks at the memory of a process that ends",
     "only the second signal is told from the first, and only while there is a postmaster or a sync to hasten",
     "the stage after it has begun, or never had what this is about",
+    "asked when something is started: never after a termination, and on few ways from here; the exhaustive walk does",
 ];
 
 /// How many mutants each of these excuses; the walks are the same in every run.
-const EXCUSED: [usize; HARMLESS.len()] = [49, 165, 36, 87, 6, 6, 2, 6, 24, 26, 22];
+const EXCUSED: [usize; HARMLESS.len()] = [49, 165, 36, 87, 6, 6, 2, 6, 24, 26, 22, 82];
 
 fn harmless(cell: &Cell, wrong: &Wrong) -> Option<&'static str> {
     let (status, _, verdict) = cell;
@@ -270,6 +271,7 @@ fn harmless(cell: &Cell, wrong: &Wrong) -> Option<&'static str> {
         None if place == "/compute/last_epoch" => 1,
         None if place == "/compute/postmaster" => 2,
         None if place.starts_with("/compute/restarts") => 3,
+        None if place == "/compute/served" => 11,
         None => return None,
         Some(_) if root => 4,
         Some("failed/remains/gone/refresh") => 5,

@@ -227,7 +227,7 @@ impl Node {
             Some(final_sync) => {
                 let spec = self.new_spec(final_sync);
                 self.wanted = Some(spec);
-                self.init(false);
+                self.init();
             }
         }
         Say::Taken
@@ -337,7 +337,7 @@ impl Node {
                 self.status = S::Configuration;
                 self.apply(false);
             }
-            (S::ConfigurationPending, Thing::Resolve, Outcome::Good) => self.init(false),
+            (S::ConfigurationPending, Thing::Resolve, Outcome::Good) => self.init(),
             (S::ConfigurationPending, Thing::Resolve, _) if self.serves => {
                 self.fail_alive(FaultKind::SpecRejected(WORK_FAILS), work);
             }
@@ -382,7 +382,7 @@ impl Node {
     fn found(&mut self, spec: Spec, same: bool) {
         if !self.serves {
             self.wanted = Some(spec);
-            return self.init(false);
+            return self.init();
         }
         let (wanted, pushed) = match self.unapplied {
             None if same => {
@@ -410,10 +410,12 @@ impl Node {
         self.ask(Ask::Arm(Timer::RefreshBackoff, pause));
     }
 
-    pub(super) fn init(&mut self, restart: bool) {
+    pub(super) fn init(&mut self) {
         self.status = S::Init;
         self.gone = None;
         let spec = self.wanted().revision;
+        // Once Postgres has served here, data may live only here, whatever brought about the new start.
+        let restart = self.applied.is_some();
         self.ask(Ask::Prepare { spec, restart });
     }
 
