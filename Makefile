@@ -33,7 +33,7 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 unit:
-	cargo test --workspace --locked
+	cargo test --workspace --locked --no-fail-fast
 
 doc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked
@@ -45,7 +45,8 @@ fuzz-smoke:
 	.ci/fuzz-smoke
 
 diagrams:
-	UPDATE_DIAGRAMS=1 cargo test --package compute-states --test diagrams --locked
+	env -u CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER -u CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER \
+		UPDATE_DIAGRAMS=1 cargo test --package compute-states --test diagrams --locked
 
 bench: postgres
 	cargo bench --workspace --locked

@@ -65,6 +65,8 @@ pub struct Engine<W: World> {
     machine: Machine,
     queue: mpsc::Receiver<Envelope>,
     published: watch::Sender<Arc<Snapshot>>,
+    /// What is published, to look at without the lock.
+    snapshot: Arc<Snapshot>,
     effects: Effects<W>,
     replies: HashMap<RequestId, oneshot::Sender<Answer>>,
     journal: Journal,
@@ -81,7 +83,8 @@ type FailureHook = Box<dyn Fn(Recording) + Send>;
 pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (Engine<W>, Handle) {
     let machine = Machine::new(policy);
     let (sender, queue) = mpsc::channel(limits::QUEUE);
-    let (published, snapshots) = watch::channel(Arc::new(Snapshot::first(&machine)));
+    let snapshot = Arc::new(Snapshot::first(&machine));
+    let (published, snapshots) = watch::channel(snapshot.clone());
     let handle = Handle::new(sender.clone(), snapshots, metrics.clone());
     let engine = Engine {
         journal: Journal::new(&machine),
@@ -89,6 +92,7 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
         machine,
         queue,
         published,
+        snapshot,
         replies: HashMap::new(),
         metrics,
         spec: None,
@@ -119,7 +123,11 @@ impl<W: World> Engine<W> {
                 break ended;
             }
         };
-        // Whatever was not answered hears that the loop is gone, because its sender is dropped here.
+        // Whatever was not answered hears that the loop is gone, because its sender is dropped here. The queue
+        // is closed first, or results that wait for a place in it would keep their tasks from ending.
+        drop(batch);
+        drop(self.queue);
+        self.replies.clear();
         self.effects.end().await;
         Outcome { ended, recording: self.journal.record() }
     }
@@ -159,6 +167,7 @@ impl<W: World> Engine<W> {
             tracing::debug!(?event, status = %after, verdict = ?verdict, "event");
         }
         self.publish(&event, verdict, note);
+        debug_assert_eq!(self.snapshot.status, self.machine.status(), "something else is published");
         let exit = self.carry_out(step);
         if before != after
             && after == ComputeStatus::Failed
@@ -172,18 +181,17 @@ impl<W: World> Engine<W> {
     /// Publishes before any answer is sent, so that whoever was answered finds what the answer says.
     fn publish(&mut self, event: &Event, verdict: Verdict, note: Option<Arc<str>>) {
         self.spec = status::current_spec(self.machine.state()).or(self.spec);
-        let previous = self.published.borrow().clone();
-        let unchanged = previous.status == self.machine.status()
-            && previous.fault == self.machine.fault()
-            && previous.spec == self.spec
-            && previous.server == status::current_server(&self.machine);
+        let unchanged = self.snapshot.status == self.machine.status()
+            && self.snapshot.fault == self.machine.fault()
+            && self.snapshot.spec == self.spec;
         let activity = verdict == Verdict::Taken(Cause::ActivityNoted);
         if unchanged && !activity && event.kind() != EventKind::Booted {
             return;
         }
-        let mut next = Snapshot::clone(&previous);
+        let mut next = Snapshot::clone(&self.snapshot);
         next.follow(&self.machine, self.spec, event, note);
-        self.published.send_replace(Arc::new(next));
+        self.snapshot = Arc::new(next);
+        self.published.send_replace(self.snapshot.clone());
     }
 
     fn carry_out(&mut self, step: &Step) -> Option<Ended> {
@@ -192,7 +200,7 @@ impl<W: World> Engine<W> {
             match *effect {
                 Effect::Reply { request, reply } => {
                     if let Some(sender) = self.replies.remove(&request) {
-                        let snapshot = self.published.borrow().clone();
+                        let snapshot = self.snapshot.clone();
                         // A client that went away does not need its answer.
                         let _ = sender.send(Answer { reply, snapshot });
                     }
@@ -204,3 +212,6 @@ impl<W: World> Engine<W> {
         ended
     }
 }
+
+#[cfg(test)]
+mod tests;

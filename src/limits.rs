@@ -21,6 +21,10 @@ pub const QUEUE_BATCH: usize = 64;
 /// Events the journal remembers. A busy reconfiguration makes a few dozen, so this reaches back over many.
 pub const JOURNAL: usize = 1024;
 
+/// Events the full journal forgets at a time, and so the distance of the machine's copies in it: copying the
+/// machine for each event would cost more than handling the event. Divides [`JOURNAL`].
+pub const JOURNAL_STRETCH: usize = 128;
+
 /// How long cancelled work may take to end and reap its processes before it is dropped. Killing a process
 /// group takes milliseconds; this is for a machine under load.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(3);
@@ -58,6 +62,9 @@ pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
 /// How long what a postmaster left behind may take to go. Shorter than the machine's own deadline, so that
 /// its result is not late.
 pub const SWEEP: Duration = Duration::from_secs(8);
+
+/// The same for the throw-away server of the warm-up, within what cancelled work may take.
+pub const WARM_UP_SWEEP: Duration = Duration::from_secs(2);
 
 /// The same for a postmaster that a fault of this program left behind.
 pub const LAST_SWEEP: Duration = Duration::from_secs(20);

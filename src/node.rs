@@ -9,6 +9,7 @@ mod error;
 mod intake;
 mod standalone;
 mod terminal;
+mod warm_up;
 mod world;
 
 use std::net::Ipv4Addr;
@@ -252,7 +253,7 @@ async fn find(
     source: Option<&Source>,
     metrics: &Metrics,
 ) -> Result<Found, StartError> {
-    let installation = Installation::find(options.pgbin.as_deref()).await?;
+    let installation = Installation::find(options.pgbin.as_deref(), Some(&options.cache_dir)).await?;
     let config = match (config, source) {
         (Some(config), _) => config,
         (None, Some(source)) => source.fetch(metrics, &CancellationToken::new()).await?,

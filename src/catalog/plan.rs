@@ -554,7 +554,7 @@ fn verifier(role: &Role) -> Result<Option<Secret>, PlanError> {
 
 /// `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`, the keys being 32 bytes in base64, as
 /// PostgreSQL's `parse_scram_secret` demands.
-fn is_scram(text: &str) -> bool {
+pub(crate) fn is_scram(text: &str) -> bool {
     let base64 = |text: &str| {
         let digits = text.trim_end_matches('=');
         text.len().is_multiple_of(4)

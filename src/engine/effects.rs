@@ -1,13 +1,13 @@
 //! Carrying out effects: everything is spawned or sent, nothing is waited for.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use compute_states::{Effect, EffectKind, Epoch, Event, Exit, FailureClass, Timer};
+use compute_states::{Effect, EffectKind, Epoch, Event, Exit, FailureClass, Revision, StopMode, Timer};
 use futures_util::FutureExt;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,10 +23,18 @@ pub(super) struct Effects<W> {
     /// Weak, so that the loop ends when everybody else has gone.
     queue: mpsc::WeakSender<Envelope>,
     tasks: TaskTracker,
-    /// By epoch, of work and timers that can be cancelled.
-    tokens: HashMap<Epoch, CancellationToken>,
+    /// By epoch, of work and timers that can be cancelled. There are never more than a few.
+    tokens: BTreeMap<Epoch, CancellationToken>,
     /// Parent of all of them.
     all: CancellationToken,
+    /// Drops every task, whatever it is doing.
+    dropped: CancellationToken,
+    /// Whose end was not reported.
+    postmasters: Vec<Epoch>,
+    /// Held by whatever touches the data directory or the processes on it. The machine goes on when a deadline
+    /// has passed and does not await what it cancelled; without this a sweep in its grace could kill what was
+    /// started after it.
+    directory: Arc<Mutex<()>>,
     metrics: Arc<Metrics>,
 }
 
@@ -36,8 +44,11 @@ impl<W: World> Effects<W> {
             world,
             queue,
             tasks: TaskTracker::new(),
-            tokens: HashMap::new(),
+            tokens: BTreeMap::new(),
             all: CancellationToken::new(),
+            dropped: CancellationToken::new(),
+            postmasters: Vec::new(),
+            directory: Arc::default(),
             metrics,
         }
     }
@@ -57,20 +68,11 @@ impl<W: World> Effects<W> {
             Effect::FetchSpec { epoch, applied } => self.work(kind, epoch, Work::FetchSpec { applied }),
             Effect::Sweep { epoch } => self.work(kind, epoch, Work::Sweep),
             Effect::FinalSync { epoch, spec } => self.work(kind, epoch, Work::FinalSync { spec }),
-            Effect::StartPostmaster { postmaster, spec } => {
-                let facts = Facts::new(postmaster, self.queue.clone());
-                let future = self.world.start_postmaster(postmaster, spec, facts);
-                let metrics = self.metrics.clone();
-                self.spawn(async move {
-                    let begun = Instant::now();
-                    let ended = AssertUnwindSafe(future).catch_unwind().await;
-                    let (outcome, input) = postmaster_end(postmaster, ended);
-                    metrics.effect(kind, outcome, begun.elapsed());
-                    input
-                });
+            Effect::StartPostmaster { postmaster, spec } => self.start(kind, postmaster, spec),
+            Effect::StopPostmaster { postmaster, mode } => self.stop(postmaster, mode),
+            Effect::ReloadPostmaster { postmaster } => {
+                let _ = guarded("reload", || self.world.reload_postmaster(postmaster));
             }
-            Effect::StopPostmaster { postmaster, mode } => self.world.stop_postmaster(postmaster, mode),
-            Effect::ReloadPostmaster { postmaster } => self.world.reload_postmaster(postmaster),
             Effect::Cancel { epoch } => {
                 if let Some(token) = self.tokens.remove(&epoch) {
                     token.cancel();
@@ -83,12 +85,21 @@ impl<W: World> Effects<W> {
         }
     }
 
-    /// Cancels everything and waits until it has ended, for as long as cancelled work may take.
+    /// Cancels everything and waits until it has ended, for as long as cancelled work may take; then drops what
+    /// is left. Does not return before every task is gone.
+    ///
+    /// The machine lets the process end only when its postmaster is gone, or as gone as it can be made. If the
+    /// loop ends for another reason, one may be serving: it is told to go, and killed by being dropped.
     pub(super) async fn end(&mut self) {
         self.all.cancel();
+        for postmaster in std::mem::take(&mut self.postmasters) {
+            self.stop(postmaster, StopMode::Immediate);
+        }
         self.tasks.close();
         if timeout(limits::CANCEL_GRACE * 2, self.tasks.wait()).await.is_err() {
-            tracing::warn!("work under way did not end when it was cancelled");
+            tracing::warn!(tasks = self.tasks.len(), "dropping what did not end when it was told to");
+            self.dropped.cancel();
+            self.tasks.wait().await;
         }
     }
 
@@ -101,6 +112,9 @@ impl<W: World> Effects<W> {
         if let Some(epoch) = epoch {
             self.tokens.remove(&epoch);
         }
+        if let Some(ended) = event.ends_postmaster() {
+            self.postmasters.retain(|postmaster| *postmaster != ended);
+        }
     }
 
     fn token(&mut self, epoch: Epoch) -> CancellationToken {
@@ -111,15 +125,23 @@ impl<W: World> Effects<W> {
 
     fn work(&mut self, kind: EffectKind, epoch: Epoch, work: Work) {
         let token = self.token(epoch);
-        let future = self.world.run(work, token.clone());
+        let world = self.world.clone();
+        let directory = touches_directory(work).then(|| self.directory.clone());
         let deadline = limits::work_deadline(work);
         let metrics = self.metrics.clone();
         self.spawn(async move {
             let begun = Instant::now();
-            let result = AssertUnwindSafe(supervise(future, &token, deadline)).catch_unwind().await;
-            let result = result.unwrap_or_else(|panic| {
-                Err(WorkError::plain(FailureClass::Panicked, panic_text(panic.as_ref())))
-            });
+            let supervised = async {
+                let _turn = match &directory {
+                    Some(directory) => Some(
+                        token.run_until_cancelled(directory.lock()).await.ok_or_else(WorkError::cancelled)?,
+                    ),
+                    None => None,
+                };
+                supervise(world.run(work, token.clone()), &token, deadline).await
+            };
+            let result = AssertUnwindSafe(supervised).catch_unwind().await;
+            let result = result.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
             let outcome = outcome(&result);
             metrics.effect(kind, outcome, begun.elapsed());
             if let Err(error) = &result {
@@ -129,27 +151,85 @@ impl<W: World> Effects<W> {
                     tracing::error!(effect = kind.name(), epoch = epoch.0, class = outcome, "{error}");
                 }
             }
-            work_end(epoch, work, result)
+            Some(work_end(epoch, work, result))
         });
+    }
+
+    fn start(&mut self, kind: EffectKind, postmaster: Epoch, spec: Revision) {
+        self.postmasters.push(postmaster);
+        let facts = Facts::new(postmaster, self.queue.clone());
+        // Called now, so that the world knows it before it can be told to stop.
+        let future = guarded("start", || self.world.start_postmaster(postmaster, spec, facts));
+        let directory = self.directory.clone();
+        let metrics = self.metrics.clone();
+        self.spawn(async move {
+            let begun = Instant::now();
+            drop(directory.lock().await);
+            let ended = match future {
+                Ok(future) => AssertUnwindSafe(future).catch_unwind().await,
+                // It has not even begun, so there never was a process.
+                Err(panic) => Ok(Err(panicked(panic.as_ref()))),
+            };
+            let (outcome, input) = postmaster_end(postmaster, ended);
+            metrics.effect(kind, outcome, begun.elapsed());
+            Some(input)
+        });
+    }
+
+    fn stop(&self, postmaster: Epoch, mode: StopMode) {
+        // If this fails, the deadline of this rung is what brings the next one.
+        let _ = guarded("stop", || self.world.stop_postmaster(postmaster, mode));
     }
 
     fn arm(&mut self, epoch: Epoch, timer: Timer, after: Duration) {
         let token = self.token(epoch);
         let after = if timer == Timer::RefreshBackoff { jittered(after, self.world.random()) } else { after };
-        let queue = self.queue.clone();
-        self.tasks.spawn(async move {
-            if token.run_until_cancelled(sleep(after)).await.is_some() {
-                deliver(&queue, Input::Event(Event::TimerFired { epoch })).await;
-            }
+        self.spawn(async move {
+            token.run_until_cancelled(sleep(after)).await?;
+            Some(Input::Event(Event::TimerFired { epoch }))
         });
     }
 
-    fn spawn(&self, work: impl Future<Output = Input> + Send + 'static) {
+    fn spawn(&self, work: impl Future<Output = Option<Input>> + Send + 'static) {
         let queue = self.queue.clone();
+        let dropped = self.dropped.clone();
+        let task = async move {
+            if let Some(input) = work.await {
+                deliver(&queue, input).await;
+            }
+        };
         self.tasks.spawn(async move {
-            let input = work.await;
-            deliver(&queue, input).await;
+            dropped.run_until_cancelled(task).await;
         });
+    }
+}
+
+/// A loop which is dropped takes everything with it.
+impl<W> Drop for Effects<W> {
+    fn drop(&mut self) {
+        self.dropped.cancel();
+    }
+}
+
+/// Calls the world. Its bugs must not become the end of the loop.
+fn guarded<T>(what: &str, call: impl FnOnce() -> T) -> Result<T, Panic> {
+    let result = std::panic::catch_unwind(AssertUnwindSafe(call));
+    if let Err(panic) = &result {
+        tracing::error!(what, "the world {}; this is a bug", panic_text(panic.as_ref()));
+    }
+    result
+}
+
+type Panic = Box<dyn std::any::Any + Send>;
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> WorkError {
+    WorkError::plain(FailureClass::Panicked, panic_text(panic))
+}
+
+fn touches_directory(work: Work) -> bool {
+    match work {
+        Work::PrepareStorage { .. } | Work::ApplySpec { .. } | Work::Sweep | Work::FinalSync { .. } => true,
+        Work::WarmUp | Work::ResolveSpec { .. } | Work::FetchSpec { .. } => false,
     }
 }
 
@@ -222,10 +302,7 @@ fn failed(epoch: Epoch, work: Work, error: WorkError) -> Input {
     Input::Failure(event, text)
 }
 
-fn postmaster_end(
-    postmaster: Epoch,
-    ended: Result<Result<Exit, WorkError>, Box<dyn std::any::Any + Send>>,
-) -> (&'static str, Input) {
+fn postmaster_end(postmaster: Epoch, ended: Result<Result<Exit, WorkError>, Panic>) -> (&'static str, Input) {
     match ended {
         Ok(Ok(exit)) => ("ended", Input::Event(Event::PostmasterExited { postmaster, exit })),
         Ok(Err(error)) => {

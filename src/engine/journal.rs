@@ -1,8 +1,8 @@
 //! What happened: a bounded ring of events with what became of each, its file, and its replay.
 //!
-//! The machine is pure, so the events alone reproduce every state. When the ring overflows, the oldest event
-//! is handled by a second machine which trails the ring; a recording begins with that machine, and replays
-//! from there bit for bit.
+//! The machine is pure, so the events alone reproduce every state. Now and then the journal keeps a copy of the
+//! machine; when the ring is full, it forgets everything before the next copy. A recording begins with the copy
+//! before its first event, and replays from there bit for bit.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, Write};
@@ -43,9 +43,10 @@ pub(super) struct Journal {
     begun: Instant,
     /// The machine as it was before the oldest entry.
     base: Machine,
+    /// The machine as it was after each [`limits::JOURNAL_STRETCH`] of entries.
+    copies: VecDeque<Machine>,
     entries: VecDeque<Entry>,
     next: u64,
-    scratch: Step,
 }
 
 impl Journal {
@@ -53,9 +54,9 @@ impl Journal {
         Journal {
             begun: Instant::now(),
             base: machine.clone(),
+            copies: VecDeque::new(),
             entries: VecDeque::with_capacity(limits::JOURNAL),
             next: 0,
-            scratch: Step::default(),
         }
     }
 
@@ -72,9 +73,10 @@ impl Journal {
         note: Option<Arc<str>>,
     ) {
         if self.entries.len() == limits::JOURNAL
-            && let Some(oldest) = self.entries.pop_front()
+            && let Some(copy) = self.copies.pop_front()
         {
-            self.base.handle_into(&oldest.event, &mut self.scratch);
+            self.base = copy;
+            self.entries.drain(..limits::JOURNAL_STRETCH);
         }
         self.entries.push_back(Entry {
             seq: self.next,
@@ -86,6 +88,9 @@ impl Journal {
             note,
         });
         self.next += 1;
+        if self.entries.len().is_multiple_of(limits::JOURNAL_STRETCH) {
+            self.copies.push_back(machine.clone());
+        }
     }
 
     pub(super) fn record(&self) -> Recording {
@@ -263,10 +268,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_ring_that_overflowed_still_replays() {
-        let recording = recorded(history(limits::JOURNAL * 2));
-        assert_eq!(recording.entries.len(), limits::JOURNAL);
-        assert_ne!(recording.base, Machine::new(Policy::default()));
-        recording.replay(|_, _| {}).expect("the base trails the ring");
+        for more in 0..limits::JOURNAL_STRETCH * 2 {
+            let recording = recorded(history(limits::JOURNAL * 2 + more));
+            let length = recording.entries.len();
+            assert!(
+                length > limits::JOURNAL - limits::JOURNAL_STRETCH && length <= limits::JOURNAL,
+                "{length}"
+            );
+            recording.replay(|_, _| {}).expect("the base trails the ring");
+            let last = recording.entries.last().map(|last| last.event.kind());
+            assert_eq!(last, Some(compute_states::EventKind::TerminateRequested));
+        }
     }
 
     #[tokio::test]

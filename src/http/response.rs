@@ -195,14 +195,12 @@ pub(super) fn status(snapshot: &Snapshot, specs: &dyn SpecIntake) -> Response {
     let Identity { tenant, timeline } =
         snapshot.spec.map(|revision| specs.identity(revision)).unwrap_or_default();
     let body = Status {
-        start_time: printer(snapshot.start_time).timestamp_to_string(&snapshot.start_time),
+        start_time: with_letter(snapshot.start_time),
         tenant,
         timeline,
         status: snapshot.status,
         // The original writes this one with an offset instead of the letter, and Go clients parse either.
-        last_active: snapshot
-            .last_active
-            .map(|time| printer(time).timestamp_with_offset_to_string(&time, Offset::UTC)),
+        last_active: snapshot.last_active.map(with_offset),
         error: snapshot.error.as_deref(),
     };
     json(StatusCode::OK, &body)
@@ -254,6 +252,14 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     response
 }
 
+fn with_letter(time: Timestamp) -> String {
+    printer(time).timestamp_to_string(&time)
+}
+
+fn with_offset(time: Timestamp) -> String {
+    printer(time).timestamp_with_offset_to_string(&time, Offset::UTC)
+}
+
 /// RFC 3339 with as many digits after the second as are needed, in groups of three.
 fn printer(time: Timestamp) -> DateTimePrinter {
     let digits = match time.subsec_nanosecond() {
@@ -263,4 +269,65 @@ fn printer(time: Timestamp) -> DateTimePrinter {
         _ => 9,
     };
     DateTimePrinter::new().precision(Some(digits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_groups_of_three_digits_and_the_zone_of_their_field() {
+        for (nanos, digits) in [
+            (0, ""),
+            (100_000_000, ".100"),
+            (654_321_000, ".654321"),
+            (123_456_789, ".123456789"),
+            (10, ".000000010"),
+        ] {
+            let time = Timestamp::new(1_753_963_200, nanos).expect("in range");
+            assert_eq!(with_letter(time), format!("2025-07-31T12:00:00{digits}Z"));
+            assert_eq!(with_offset(time), format!("2025-07-31T12:00:00{digits}+00:00"));
+        }
+    }
+
+    #[test]
+    fn what_a_body_quotes_is_not_logged() {
+        let mut json = serde_json::Deserializer::from_str(r#"["hunter2"]"#);
+        let fault = serde_path_to_error::deserialize::<_, Vec<bool>>(&mut json).expect_err("not a boolean");
+        let problem = Problem::bad_body(&fault);
+        assert!(problem.text.contains("hunter2"));
+        let logged = problem.logged.expect("something else");
+        assert!(!logged.contains("hunter2") && logged.contains("[0]: invalid type"), "{logged}");
+    }
+
+    #[test]
+    fn an_end_of_postgres_that_is_not_confirmed_is_told() {
+        struct NoSpecs;
+        impl SpecIntake for NoSpecs {
+            fn accept(
+                &self,
+                _: crate::spec::document::ComputeSpec,
+            ) -> Result<compute_states::SpecOutline, String> {
+                Err("none".to_owned())
+            }
+            fn identity(&self, _: compute_states::Revision) -> Identity {
+                Identity::default()
+            }
+        }
+        let machine = compute_states::ComputeStatus::Failed;
+        let snapshot = Snapshot {
+            status: machine,
+            fault: None,
+            error: None,
+            server: None,
+            spec: None,
+            start_time: Timestamp::UNIX_EPOCH,
+            last_active: None,
+        };
+        let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
+        let problem =
+            answered(Ok(Answer { reply, snapshot: snapshot.into() }), &NoSpecs).expect_err("refused");
+        assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(problem.text, "the end of the last postmaster is not confirmed");
+    }
 }

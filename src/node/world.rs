@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::StartError;
 use super::intake::Intake;
+use super::warm_up;
 use crate::catalog::{self, ConnectionSettings, Profile};
 use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
@@ -225,10 +226,11 @@ impl Parts {
         conf::render(&conf).map_err(permanent)
     }
 
-    /// Makes what a first start will need, and what can be made without a spec.
     async fn warm_up(&self, token: &CancellationToken) -> Result<Done, WorkError> {
-        storage::warm_up(&self.context(false, token)).await.map_err(storage_error)?;
-        Ok(Done::Done)
+        match warm_up::warm_up(&self.context(false, token)).await {
+            Err(_) if token.is_cancelled() => Err(WorkError::cancelled()),
+            other => other.map(|()| Done::Done).map_err(permanent),
+        }
     }
 
     /// Refuses what cannot be started while everything is still untouched. Later the same things are found by

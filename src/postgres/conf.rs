@@ -13,6 +13,7 @@ pub use file::{
     write_atomic,
 };
 pub use parse::{Entry, Fault, SyntaxError, parse};
+pub(crate) use parse::{is_name, is_value_token};
 pub use render::{Conf, ConfError, ConfExtras, render, strict_overcommit};
 
 use std::path::PathBuf;

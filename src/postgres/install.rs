@@ -1,5 +1,7 @@
 //! Finding PostgreSQL on this machine and asking for its version.
 
+mod memory;
+
 use std::env;
 use std::fmt;
 use std::fs;
@@ -104,7 +106,9 @@ impl Installation {
     /// `pgbin` is a path, or a bare name looked up in `PATH`. Without it, or with the bare default `postgres`
     /// when that is not in `PATH` (Debian keeps it out), these are tried in order: `PATH`, the directory
     /// `pg_config --bindir` names, the newest below `/usr/lib/postgresql`.
-    pub async fn find(pgbin: Option<&Path>) -> Result<Self, InstallError> {
+    ///
+    /// With a `cache` directory the program is asked for its version once, and then only when it has changed.
+    pub async fn find(pgbin: Option<&Path>, cache: Option<&Path>) -> Result<Self, InstallError> {
         let path = match pgbin {
             Some(named) if named.components().count() > 1 || named.is_absolute() => {
                 if !is_program(named) {
@@ -120,23 +124,34 @@ impl Installation {
             }
             _ => search().await.ok_or(InstallError::NoneFound)?,
         };
-        Self::at(path).await
+        Self::at(path, cache).await
     }
 
-    async fn at(path: PathBuf) -> Result<Self, InstallError> {
+    async fn at(path: PathBuf, cache: Option<&Path>) -> Result<Self, InstallError> {
         // Canonical, because running servers are recognised by what /proc calls their executable, and because
         // PATH entries are often links into the directory where the sibling tools are.
         let postgres = fs::canonicalize(&path).map_err(|source| InstallError::Run {
             path: path.clone(),
             source: RunError::Spawn { program: path.clone(), source },
         })?;
-        let answer = version_of(&postgres).await?;
+        let remembered = cache.and_then(|cache| memory::recall(cache, &postgres));
+        let asked = remembered.is_none();
+        let answer = match remembered {
+            Some(answer) => answer,
+            None => version_of(&postgres).await?,
+        };
         let version = Version::parse(&answer).ok_or_else(|| InstallError::NotPostgres {
             path: path.clone(),
             answer: answer.chars().take(200).collect(),
         })?;
         if version.major < OLDEST {
             return Err(InstallError::TooOld { path, version });
+        }
+        if asked
+            && let Some(cache) = cache
+            && let Err(error) = memory::keep(cache, &postgres, answer)
+        {
+            tracing::debug!(%error, cache = %cache.display(), "the version of PostgreSQL is not remembered");
         }
         Ok(Self { postgres, version })
     }
@@ -240,16 +255,19 @@ mod tests {
     async fn a_found_server_is_named_with_its_version_when_it_will_not_do() {
         let dir = tempfile::tempdir().unwrap();
         let old = script(dir.path(), "postgres", "echo 'postgres (PostgreSQL) 14.9'");
-        let error = Installation::find(Some(&old)).await.unwrap_err().to_string();
+        let error = Installation::find(Some(&old), None).await.unwrap_err().to_string();
         assert!(error.contains("14.9") && error.contains(old.to_str().unwrap()), "{error}");
 
         let other = script(dir.path(), "other", "echo hello");
-        assert!(matches!(Installation::find(Some(&other)).await, Err(InstallError::NotPostgres { .. })));
+        assert!(matches!(
+            Installation::find(Some(&other), None).await,
+            Err(InstallError::NotPostgres { .. })
+        ));
 
         let absent = dir.path().join("absent");
-        let error = Installation::find(Some(&absent)).await.unwrap_err();
+        let error = Installation::find(Some(&absent), None).await.unwrap_err();
         assert!(error.to_string().contains(absent.to_str().unwrap()));
-        let bare = Installation::find(Some(Path::new("no-such-server"))).await.unwrap_err().to_string();
+        let bare = Installation::find(Some(Path::new("no-such-server")), None).await.unwrap_err().to_string();
         assert!(bare.contains("PATH"), "{bare}");
     }
 

@@ -243,8 +243,9 @@ impl DataDir {
         if let Some((key, id)) = lock.as_ref().and_then(|lock| lock.segment)
             && let Some(segment) = proctable::segment(key, id)
             && segment.attached > 0
-            // Key and id can return on another cluster, after a reboot. Its creator is then seen elsewhere.
-            && self.id.is_cwd_of(segment.creator) != Some(false)
+            // Key and id can return on another cluster, after a reboot. Its postmaster is then seen elsewhere.
+            && !Stat::of(segment.creator)
+                .is_some_and(|stat| stat.is_postgres() && self.id.is_cwd_of(stat.pid) == Some(false))
         {
             return alive(format!("{} processes are attached to its shared memory", segment.attached));
         }

@@ -144,6 +144,9 @@ impl Postmaster {
         let log_ended = log::collect(reader, log).map_err(failed)?;
         let tag = format!("{TAG}={}", uuid::Uuid::new_v4());
         let mut command = Command::new(&program);
+        // It goes there anyway. Before that, it fails if it may not return to where it was started, as after a
+        // start by root from root's home.
+        command.current_dir(pgdata.path());
         command.arg("-D").arg(pgdata.path()).stdin(Stdio::null());
         command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
         for (name, value) in options {

@@ -224,16 +224,23 @@ impl Group {
         }
     }
 
-    /// Reaps the leader once it has ended, and what is left of its group, which should be dying or dead.
+    /// Reaps the leader once it has ended, after killing what is left of its group and seeing it end.
     pub(super) async fn finish(&self) -> io::Result<ExitStatus> {
         self.exited().await?;
+        // Until the leader is reaped nobody else can have this group, and none of the killed can fork.
+        self.kill();
+        let pid = self.pid;
+        let members = move || {
+            let mut all = proctable::all();
+            all.retain(|stat| stat.pgrp == pid && !stat.is_dead());
+            all
+        };
+        // The table cannot be read only if the runtime is being shut down.
+        let members = tokio::task::spawn_blocking(members).await.unwrap_or_default();
+        let _stuck_in_the_kernel = timeout(limits::HELPER_DRAIN, proctable::all_ended(&members)).await;
         let status = self.reap()?;
-        let group = Pid::from_raw(-self.pid);
         // Orphans of the group are ours only if we adopt (subreaper or PID 1); else init reaps them.
-        if reap_all(group) == Reaped::SomeAlive {
-            let all = tokio::task::spawn_blocking(move || while waitpid(group, None).is_ok() {});
-            let _stuck_in_the_kernel = timeout(limits::HELPER_DRAIN, all).await;
-        }
+        reap_all(Pid::from_raw(-pid));
         Ok(status)
     }
 
@@ -274,19 +281,13 @@ impl Drop for Group {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Reaped {
-    All,
-    SomeAlive,
-}
-
-/// Reaps all dead children that `which` selects (a pid, or a negative group).
-fn reap_all(which: Pid) -> Reaped {
+/// Reaps all children that `which` selects (a pid, or a negative group) and that have ended.
+fn reap_all(which: Pid) {
     loop {
         match waitpid(which, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => return Reaped::SomeAlive,
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return Reaped::All,
+            Ok(status) if status != WaitStatus::StillAlive => {}
+            Err(Errno::EINTR) => {}
+            _ => return,
         }
     }
 }

@@ -21,6 +21,7 @@ pub(super) struct Stat {
     pub(super) comm: String,
     pub(super) state: char,
     pub(super) ppid: i32,
+    pub(super) pgrp: i32,
     /// Ticks after boot. With the pid it names a process for as long as the machine is up.
     pub(super) start: u64,
 }
@@ -41,6 +42,7 @@ impl Stat {
             comm: text.get(open + 1..close)?.to_owned(),
             state: fields.first()?.chars().next()?,
             ppid: fields.get(1)?.parse().ok()?,
+            pgrp: fields.get(2)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
         })
     }
@@ -120,11 +122,10 @@ pub(super) fn signal(stat: &Stat, signal: Signal) {
     }
 }
 
-/// Resolves when all of these have ended. Must be called inside the runtime.
+/// Resolves when all of these are gone or zombies. Must be called inside the runtime.
 pub(super) async fn all_ended(processes: &[Stat]) {
     for stat in processes {
-        let Some(pinned) = pin(stat) else { continue };
-        let Ok(pinned) = watched(pinned) else { continue };
+        let Some(Ok(pinned)) = pin(stat).map(watched) else { continue };
         let _ended = pinned.readable().await;
     }
 }
@@ -172,7 +173,7 @@ mod tests {
     fn a_name_with_blanks_and_parentheses_is_read() {
         let stat = Stat::parse("42 (a) (b c) S 7 42 42 0 -1 1 0 0 0 0 5 6 0 0 20 0 1 0 999 0 0").unwrap();
         assert_eq!((stat.pid, stat.comm.as_str(), stat.state), (42, "a) (b c", 'S'));
-        assert_eq!((stat.ppid, stat.start), (7, 999));
+        assert_eq!((stat.ppid, stat.pgrp, stat.start), (7, 42, 999));
     }
 
     #[test]

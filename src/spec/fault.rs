@@ -306,12 +306,20 @@ pub fn decode<T: DeserializeOwned>(text: &str) -> Result<T, DocumentError> {
         // is whether the text as a whole is JSON.
         match serde_json::from_str::<IgnoredAny>(text) {
             Ok(IgnoredAny) => DocumentError::Faults(vec![decode_fault(text, path, &error)]),
-            Err(syntax) => DocumentError::NotJson {
-                position: Position { line: syntax.line(), column: syntax.column() },
-                problem: without_place(&syntax),
-            },
+            Err(syntax) => {
+                DocumentError::NotJson { position: place_of(text, &syntax), problem: without_place(&syntax) }
+            }
         }
     })
+}
+
+/// The JSON crate counts bytes, and nothing at the end of a line.
+fn place_of(text: &str, error: &serde_json::Error) -> Position {
+    let content = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    // Each character counts from its first byte on.
+    let starts = |byte: &&u8| (**byte & 0xc0) != 0x80;
+    let column = content.as_bytes().iter().take(error.column()).filter(starts).count();
+    Position { line: error.line().max(1), column: column.max(1) }
 }
 
 /// The error's text without the ` at line … column …` which the JSON crate appends.

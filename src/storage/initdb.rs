@@ -135,6 +135,8 @@ fn arguments(installation: &Installation, superuser: &str) -> Vec<String> {
 async fn run_initdb(context: &Context, into: &Path) -> Result<(), StorageError> {
     let mut command = Command::new(context.installation.tool("initdb"));
     command.args(arguments(&context.installation, &context.superuser)).arg("--pgdata").arg(into);
+    // Our own working directory may be closed to us, after a start by root from root's home.
+    command.current_dir("/");
     // What it prints is read by people and by `is_disk_full`; libpq's variables are none of its business.
     command.env("LC_ALL", "C.UTF-8").env_remove("PGDATA").env_remove("PGOPTIONS");
     let output = process::run(command, &context.cancel, limits::INITDB).await?;
@@ -164,7 +166,8 @@ impl Template {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         let name = format!("initdb-{}-{:016x}", version.major, hasher.finish());
-        let cache = context.cache.clone();
+        // Absolute, because initdb runs elsewhere. It fails for an empty path only, which fails again below.
+        let cache = std::path::absolute(&context.cache).unwrap_or_else(|_| context.cache.clone());
         Self { place: cache.join(name), cache, key }
     }
 

@@ -17,8 +17,7 @@
 //! ```
 //!
 //! Promotion, prewarm, offload and certificate renewal are regions to come: each a small machine held in
-//! [`Compute`], fed the same events before the state is, and reset when [`Attached`](superstate::Superstate::Attached)
-//! is left.
+//! [`Compute`], fed the same events before the state is, and reset when `Attached` is left.
 
 use alloc::vec::Vec;
 use core::fmt;

@@ -27,8 +27,8 @@ fn updating() -> bool {
 /// Compares a file with what it should be, or writes it.
 fn check(path: &Path, drawn: &str) {
     if updating() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, drawn).unwrap();
+        fs::create_dir_all(path.parent().expect("a file lies somewhere")).expect("the directory can be made");
+        fs::write(path, drawn).expect("the file can be written");
     }
     let found = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(found == drawn, "{} is not what the code draws; `make diagrams` writes it", path.display());

@@ -209,14 +209,14 @@ fn fingerprints_are_stable() {
 
 #[cfg(target_pointer_width = "64")]
 const GOLDEN: [u64; 10] = [
-    0xae44_7392_c5d9_712b,
-    0xdd63_ae2c_6adc_6938,
-    0x1935_cbed_e501_e0a3,
-    0x6838_9c07_1e6a_348d,
-    0xb52f_31d5_8dd0_b22f,
-    0xbf1b_af55_54fd_8ef6,
-    0xee91_1152_ce93_6b81,
-    0x67eb_0de2_9f26_34a1,
-    0xc756_44d8_4133_d117,
-    0x7066_e24b_55fd_d954,
+    0xf7c1_8d61_8e77_2720,
+    0x0cca_2d79_f2d7_a1e4,
+    0xd84a_283a_e061_f518,
+    0x8265_ad1c_bd5a_2352,
+    0xafe3_dcda_8680_2322,
+    0xb999_e3fa_a616_f3f9,
+    0xf3f2_94b2_9b1c_b41e,
+    0xba94_9d11_b97d_01f5,
+    0xeb70_1271_9096_6d5a,
+    0xfcaa_bc04_fb06_6081,
 ];

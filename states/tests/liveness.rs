@@ -306,15 +306,16 @@ fn a_termination_takes_few_steps() {
     assert_eq!(worst, LONGEST);
 }
 
-/// The longest way on which only owed things happen. There is no way around in circles: a component with more
-/// than one shape, or a step from a shape to itself, would recurse for ever.
+/// The longest way on which only owed things happen. A way around in circles has no length.
 fn steps_to_terminated(node: usize, longest: &mut Vec<Option<usize>>) -> usize {
     if GRAPH.nodes[node].machine.status() == ComputeStatus::Terminated {
         return 0;
     }
     if let Some(known) = longest[node] {
+        assert_ne!(known, usize::MAX, "goes round in circles: {:#?}", GRAPH.nodes[node]);
         return known;
     }
+    longest[node] = Some(usize::MAX);
     let owed = owed_by(World::Answering, &GRAPH.nodes[node]);
     let mut most = 0;
     for edge in &GRAPH.edges[node] {

@@ -8,10 +8,10 @@
 //! cargo test -p compute-states --test mutation -- --nocapture
 //! ```
 //!
-//! prints the figures. The test fails when a mutant survives that is not in the list below, or when one in the
-//! list no longer does.
+//! prints the figures. The test fails when a mutant survives that none of the reasons below covers, or when a reason
+//! covers more or fewer than it did.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use compute_states::{Cause, ComputeStatus, Exit, Machine, Policy, TerminateMode, Timer, Verdict};
@@ -32,8 +32,8 @@ const VISITS: usize = 16;
 /// Steps of the walk that follow a visit.
 const FOLLOWING: usize = 120;
 /// Other ways on from those moments, for what is only remembered.
-const FURTHER: u64 = 150;
-const WANDERING: usize = 60;
+const FURTHER: u64 = 100;
+const WANDERING: usize = 45;
 
 /// One visit of a cell: the moment before it, and the walk's inputs from there on.
 struct Visit {
@@ -43,7 +43,8 @@ struct Visit {
 
 struct Corpus {
     visits: BTreeMap<Cell, Vec<Visit>>,
-    ways: BTreeMap<Cell, BTreeSet<Wrong>>,
+    /// With the number of visits in which each was possible.
+    ways: BTreeMap<Cell, BTreeMap<Wrong, u8>>,
     samples: BTreeMap<ComputeStatus, Value>,
     steps: usize,
 }
@@ -70,11 +71,15 @@ fn corpus() -> Corpus {
             let cell = (moment.subject.0.status(), event.kind(), reaction.verdict);
             let seen = corpus.visits.entry(cell).or_default();
             let known = corpus.ways.entry(cell).or_default();
-            let before = known.len();
-            known.extend(ways(&cell, &reaction, &probe.subject.0));
-            // The first visits, those in another shape, and now and then one more.
-            let more = seen.len() < VISITS && numbers.next() % 16 == 0;
-            if seen.len() < VISITS / 2 || known.len() > before || more {
+            // The first visits, those in a shape that was rare so far, and now and then one more.
+            let mut rare = false;
+            for way in ways(&cell, &reaction, &probe.subject.0) {
+                let times = known.entry(way).or_default();
+                rare |= *times < 4;
+                *times = times.saturating_add(1);
+            }
+            let more = seen.len() < VISITS && numbers.next().is_multiple_of(16);
+            if seen.len() < VISITS / 2 || rare || more {
                 seen.push(Visit { moment: moment.clone(), inputs: Vec::new() });
                 noted.push((cell, seen.len() - 1, step));
             }
@@ -100,16 +105,13 @@ enum Fate {
     NeverShown,
 }
 
-fn fate(corpus: &Corpus, cell: &Cell, wrong: &Wrong, oracles: [bool; 2]) -> Fate {
+fn fate(corpus: &Corpus, cell: &Cell, wrong: &Wrong, oracles: [bool; 2], most: usize) -> Fate {
     let elsewhere = match wrong {
         Wrong::Retarget(status) => corpus.samples.get(status).cloned(),
         _ => None,
     };
-    // The invariants' own share is a figure, not a proof: a few visits will do for it.
-    let visits = &corpus.visits[cell];
-    let visits = if oracles[0] { visits } else { &visits[..visits.len().min(VISITS / 2)] };
     let mut showing = Vec::new();
-    for visit in visits {
+    for visit in corpus.visits[cell].iter().take(most) {
         let machine = visit.moment.subject.0.clone();
         let mutant =
             Mutant { machine, cell: *cell, wrong: wrong.clone(), elsewhere: elsewhere.clone(), shown: 0 };
@@ -178,10 +180,12 @@ fn pursue(run: &mut Run<Mutant>, first: Input, mut plan: Numbers) -> bool {
             ComputeStatus::TerminationPendingFast | ComputeStatus::TerminationPendingImmediate
         );
         input = match (node.status, work, timer) {
+            // A second boot is no boot.
+            (ComputeStatus::Empty, ..) if pending == 1 => Input::Booted { spec: Some(true) },
             (ComputeStatus::Empty, ..) => Input::Configure { final_sync: true },
             (_, _, Some(timer)) if down && leaving == 1 => Input::Fired { timer, back: 0 },
-            (ComputeStatus::Failed, Some(Thing::FinalSync), _) if failed == 2 => terminate,
-            _ if down && leaving == 2 && plan.next() % 2 == 0 => Input::Signal,
+            (ComputeStatus::Failed, Some(_), _) if failed == 2 => terminate,
+            _ if down && leaving == 2 && plan.next().is_multiple_of(2) => Input::Signal,
             (ComputeStatus::RefreshConfigurationPending, ..) if pending == 1 => terminate,
             (_, Some(Thing::Fetch), _) => {
                 let outcome = match fetched {
@@ -220,7 +224,7 @@ fn wander(run: &mut Run<Mutant>, first: Input, mut numbers: Numbers) -> bool {
             return true;
         }
         let mut menu = menu(&run.node);
-        if numbers.next() % 4 > 0 {
+        if !numbers.next().is_multiple_of(4) {
             menu.retain(|(weight, _)| *weight > 1);
         }
         input = pick(&menu, numbers.next());
@@ -233,7 +237,7 @@ fn wander(run: &mut Run<Mutant>, first: Input, mut numbers: Numbers) -> bool {
 
 /// Survivors that do no harm, and why. Everything a machine says or requests wrongly is caught; what survives is
 /// something it remembers and will not look at again, and an order that nobody relies on.
-const HARMLESS: [&str; 11] = [
+const HARMLESS: [&str; 12] = [
     "effects of one step do not wait for each other; Exit last and epochs in order, which matter, are caught",
     "a number that is left out is never missed",
     "each state names its own postmaster; the common note decides only while an end is not confirmed",
@@ -245,22 +249,29 @@ const HARMLESS: [&str; 11] = [
     "nobody looks at the memory of a process that ends",
     "only the second signal is told from the first, and only while there is a postmaster or a sync to hasten",
     "the stage after it has begun, or never had what this is about",
+    "asked when something is started: never after a termination, and on few ways from here; the exhaustive walk does",
 ];
 
+/// How many mutants each of these excuses; the walks are the same in every run.
+const EXCUSED: [usize; HARMLESS.len()] = [49, 165, 36, 87, 6, 6, 2, 6, 24, 26, 22, 82];
+
 fn harmless(cell: &Cell, wrong: &Wrong) -> Option<&'static str> {
-    let (_, _, verdict) = *cell;
+    let (status, _, verdict) = cell;
+    let late = *verdict == Verdict::Taken(Cause::LateExit);
     let place = match wrong {
+        Wrong::StayAsItWas if late && *status == ComputeStatus::Terminated => return Some(HARMLESS[8]),
         Wrong::Reverse => return Some(HARMLESS[0]),
         Wrong::Misremember(place) => place.as_str(),
         Wrong::StayAsItWas if verdict.cause() == Some(Cause::RestartForgiven) => return Some(HARMLESS[3]),
         _ => return None,
     };
     let root = matches!(verdict.cause(), Some(Cause::RestartForgiven | Cause::LateExit));
-    let accepted = verdict == Verdict::Latched { cause: Cause::RefreshLatched, told: None };
+    let accepted = *verdict == Verdict::Latched { cause: Cause::RefreshLatched, told: None };
     let rule = match place.strip_prefix("/state/") {
         None if place == "/compute/last_epoch" => 1,
         None if place == "/compute/postmaster" => 2,
         None if place.starts_with("/compute/restarts") => 3,
+        None if place == "/compute/served" => 11,
         None => return None,
         Some(_) if root => 4,
         Some("failed/remains/gone/refresh") => 5,
@@ -285,12 +296,14 @@ fn the_oracles_notice_a_machine_that_is_wrong_in_one_cell() {
     let mut survivors: BTreeMap<(String, Option<&str>), Vec<Cell>> = BTreeMap::new();
     let mut total = [0_usize; 4];
     for (cell, ways) in &corpus.ways {
-        for wrong in ways {
-            let by_table = fate(&corpus, cell, wrong, [true, false]);
+        for wrong in ways.keys() {
+            let by_table = fate(&corpus, cell, wrong, [true, false], usize::MAX);
             if by_table == Fate::NeverShown {
                 continue;
             }
-            let by_invariants = fate(&corpus, cell, wrong, [false, true]);
+            // Beside the table the invariants' share is only a figure, for which a few visits will do.
+            let most = if by_table == Fate::Caught { 3 } else { usize::MAX };
+            let by_invariants = fate(&corpus, cell, wrong, [false, true], most);
             let caught = [by_table == Fate::Caught, by_invariants == Fate::Caught];
             let name = match wrong {
                 Wrong::Swallow => "event swallowed",
@@ -336,6 +349,10 @@ fn the_oracles_notice_a_machine_that_is_wrong_in_one_cell() {
         }
     }
     assert_eq!(unexplained, 0, "mutants survive that nobody has explained");
-    let used: BTreeSet<&str> = survivors.keys().filter_map(|(_, why)| *why).collect();
-    assert_eq!(used, BTreeSet::from(HARMLESS), "a reason explains nothing any more");
+    // Rules are broad, so what they excuse is counted: one more survivor is to be looked at, one fewer is good news.
+    let excused = HARMLESS.map(|rule| {
+        let by_rule = survivors.iter().filter(|((_, why), _)| *why == Some(rule));
+        by_rule.map(|(_, cells)| cells.len()).sum::<usize>()
+    });
+    assert_eq!(excused, EXCUSED, "survivors by reason");
 }

@@ -69,7 +69,7 @@ impl StateMachineTest for Both {
 fn long_histories_follow_the_table() {
     let steps = setting("HISTORY_STEPS", 2_000);
     let config = ProptestConfig {
-        cases: setting("PROPTEST_CASES", 24) as u32,
+        cases: setting("PROPTEST_CASES", 64) as u32,
         failure_persistence: None,
         max_shrink_iters: 20_000,
         ..ProptestConfig::default()
@@ -112,6 +112,8 @@ fn seeded_walks_reach_every_cell_there_is() {
             }
         }
     }
+    // Every cause there is, counted by hand when one is added: the generator has to reach that, too.
+    assert_eq!(causes.len(), 56, "{causes:?}");
     let all = ComputeStatus::ALL.len() * EventKind::ALL.len();
     println!("{} steps, {} of {all} cells, {} causes", 20 * steps, cells.len(), causes.len());
     for status in ComputeStatus::ALL {

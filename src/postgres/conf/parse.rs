@@ -20,9 +20,7 @@ impl Entry {
     /// Whether the line includes other files (`include`, `include_if_exists`, `include_dir`) instead of
     /// setting something.
     pub fn is_include(&self) -> bool {
-        ["include", "include_if_exists", "include_dir"]
-            .iter()
-            .any(|directive| self.name.eq_ignore_ascii_case(directive))
+        is_include(&self.name)
     }
 }
 
@@ -69,14 +67,23 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, SyntaxError> {
     Ok(entries)
 }
 
-/// Whether a value may stand in the file as it is, without further quoting.
-pub(super) fn is_value_token(text: &str) -> bool {
+/// Whether a value may stand in the file as it is, without further quoting. Quotes of its own must not escape
+/// bytes that make up no text.
+pub(crate) fn is_value_token(text: &str) -> bool {
     value_token(text).is_some_and(|length| length == text.len())
+        && (!text.starts_with('\'') || unquote(text).is_ok())
 }
 
-/// Whether this can be the name of a setting, plain or with one dot.
-pub(super) fn is_name(text: &str) -> bool {
-    name_token(text).is_some_and(|length| length == text.len())
+/// Whether this can be the name of a setting, plain or with one dot. A directive to include files is none, though
+/// its line looks like one.
+pub(crate) fn is_name(text: &str) -> bool {
+    name_token(text).is_some_and(|length| length == text.len()) && !is_include(text)
+}
+
+fn is_include(name: &str) -> bool {
+    ["include", "include_if_exists", "include_dir"]
+        .iter()
+        .any(|directive| name.eq_ignore_ascii_case(directive))
 }
 
 fn parse_line(line: &str) -> Result<Option<(&str, String)>, Fault> {
@@ -241,6 +248,8 @@ fn unquote(token: &str) -> Result<String, Fault> {
             other => value.push(*other),
         }
     }
+    // To the server a value is a C string, which an escape such as `\000` ends.
+    value.truncate(value.iter().position(|byte| *byte == 0).unwrap_or(value.len()));
     String::from_utf8(value).map_err(|_| Fault::Encoding)
 }
 
@@ -273,6 +282,7 @@ mod tests {
         assert_eq!(one("a = ''"), pair("a", ""));
         assert_eq!(one("a='it''s # no comment' # one"), pair("a", "it's # no comment"));
         assert_eq!(one(r"a='\\ \' \n \t \101 \q'"), pair("a", "\\ ' \n \t A q"));
+        assert_eq!(one(r"a='x\000y'"), pair("a", "x"));
         assert!(values("# nothing\n\n  \t\n").is_empty());
         assert!(parse("include_if_exists 'x'").unwrap()[0].is_include());
         assert!(!parse("includes = 'x'").unwrap()[0].is_include());
@@ -296,6 +306,7 @@ mod tests {
         assert_eq!(fault("a = 'x'y").fault, Fault::Rest);
         assert_eq!(fault("a == 1").fault, Fault::Value);
         assert_eq!(fault("a = '\\377'").fault, Fault::Encoding);
+        assert!(is_value_token("'\\101'") && !is_value_token("'\\377'"));
     }
 
     proptest! {

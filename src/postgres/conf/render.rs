@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::file::OVERRIDE_FILE;
 use super::parse::{SyntaxError, is_name, is_value_token};
-use super::{Entry, effective, parse};
+use super::{effective, parse};
 use crate::catalog::Profile;
 use crate::spec::document::{ComputeAudit, ComputeMode, ComputeSpec, GenericOption};
 
@@ -303,8 +303,6 @@ impl Lines {
     }
 }
 
-/// A directive to include files is not a setting, though its line looks like one.
 fn check_name(name: &str) -> Result<(), ConfError> {
-    let entry = Entry { line: 0, name: name.to_owned(), value: String::new() };
-    if is_name(name) && !entry.is_include() { Ok(()) } else { Err(ConfError::Name { name: name.to_owned() }) }
+    if is_name(name) { Ok(()) } else { Err(ConfError::Name { name: name.to_owned() }) }
 }

@@ -2,14 +2,17 @@
 //!
 //! The original judges storage information only, and lets the rest fail half-way through a start. Here names,
 //! passwords, options and settings are judged first, and strictly: they end up in SQL and in configuration
-//! files, some of them unquoted.
+//! files, some of them unquoted. What may go there is asked of the functions that will write it, so that a
+//! document which passes here does not fail there.
 
 use std::collections::BTreeSet;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, KeyAlgorithm};
 
 use super::{Fault, JsonPath, Severity};
+use crate::catalog::{plan::is_scram, quote};
 use crate::limits;
+use crate::postgres::conf;
 use crate::spec::document::{
     ComputeCtlConfig, ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol,
 };
@@ -17,7 +20,7 @@ use crate::spec::resolve::{Lsn, ShardIndex, TenantId};
 
 /// Everything wrong or odd with a spec, without positions. `root` is where the spec stands in its document.
 pub fn examine(spec: &ComputeSpec, root: &JsonPath) -> Vec<Fault> {
-    let mut examination = Examination { found: Vec::new() };
+    let mut examination = Examination::default();
     examination.identity(spec, root);
     examination.pageservers(spec, root);
     examination.safekeepers(spec, root);
@@ -29,7 +32,7 @@ pub fn examine(spec: &ComputeSpec, root: &JsonPath) -> Vec<Fault> {
 
 /// Everything wrong or odd with `compute_ctl_config`, which always stands at the top of its document.
 pub(super) fn examine_ctl(config: &ComputeCtlConfig) -> Vec<Fault> {
-    let mut examination = Examination { found: Vec::new() };
+    let mut examination = Examination::default();
     let root = JsonPath::root().key("compute_ctl_config");
     let keys = root.key("jwks").key("keys");
     if config.jwks.keys.is_empty() {
@@ -83,14 +86,23 @@ pub fn is_placeholder(text: &str) -> bool {
     }
 }
 
+#[derive(Default)]
 struct Examination {
     found: Vec<Fault>,
+    faults: usize,
+    notes: usize,
 }
 
 impl Examination {
     fn push(&mut self, severity: Severity, path: JsonPath, found: &str, expected: &str) {
-        // One more than is listed is never needed; a hostile document must not cost memory for each entry.
-        if self.found.len() < limits::FAULTS_LISTED {
+        // More than are listed are never needed; a hostile document must not cost memory for each entry. Faults
+        // are counted apart from notes, or enough of the latter would get any document accepted.
+        let count = match severity {
+            Severity::Fault => &mut self.faults,
+            Severity::Note => &mut self.notes,
+        };
+        if *count < limits::FAULTS_LISTED {
+            *count += 1;
             let (found, expected) = (found.to_owned(), expected.to_owned());
             self.found.push(Fault { path, position: None, severity, found, expected });
         }
@@ -169,6 +181,10 @@ impl Examination {
             if let Some(token) = token {
                 self.one_line(root.key(field), token.reveal());
             }
+        }
+        if !spec.format_version.is_finite() {
+            let path = root.key("format_version");
+            self.fault(path, "a number out of range", "a number, `1.0` in practice");
         }
         if spec.reconfigure_concurrency == 0 {
             let path = root.key("reconfigure_concurrency");
@@ -281,8 +297,13 @@ impl Examination {
 
     fn cluster(&mut self, spec: &ComputeSpec, root: &JsonPath) {
         let cluster = &spec.cluster;
-        if cluster.postgresql_conf.as_deref().is_some_and(|conf| conf.contains('\0')) {
-            self.fault(root.key("postgresql_conf"), "text with NUL", "text without NUL");
+        if let Some(text) = &cluster.postgresql_conf {
+            let path = root.key("postgresql_conf");
+            if text.contains('\0') {
+                self.fault(path, "text with NUL", "text without NUL");
+            } else if let Err(error) = conf::parse(text) {
+                self.fault(path, &error.to_string(), "lines `name = value` as in postgresql.conf");
+            }
         }
         let mut seen = BTreeSet::new();
         for (index, role) in cluster.roles.iter().enumerate() {
@@ -312,7 +333,7 @@ impl Examination {
         let digest = |text: &str| text.len() == 32 && text.bytes().all(|b| b"0123456789abcdef".contains(&b));
         let expected = "a verifier `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`, or the 32 \
                         hexadecimal digits (lower case) of an MD5 digest without the prefix `md5`, or null";
-        let found = if digest(password) || is_scram_verifier(password) {
+        let found = if digest(password) || is_scram(password) {
             return;
         } else if password.starts_with("SCRAM-SHA-256") {
             "a malformed SCRAM verifier"
@@ -333,25 +354,17 @@ impl Examination {
     fn sql_options(&mut self, options: Option<&[GenericOption]>, root: &JsonPath) {
         for (index, option) in options.unwrap_or_default().iter().enumerate() {
             let path = root.index(index);
-            let words = option
-                .name
-                .split(' ')
-                .all(|word| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
-            if !words {
-                self.fault(
-                    path.key("name"),
-                    "no option",
-                    "words of letters, digits and `_`, such as `LC_COLLATE`",
-                );
+            if quote::option_name(&option.name).is_err() {
+                let expected = "words of letters and `_`, such as `LC_COLLATE`";
+                self.fault(path.key("name"), "no option", expected);
             }
             let Some(value) = &option.value else { continue };
             if option.vartype == "string" {
                 if value.contains('\0') {
                     self.fault(path.key("value"), "text with NUL", "text without NUL");
                 }
-            } else if !is_raw_sql(value) {
-                let expected =
-                    "a number, a name, a quoted text or a list of such; `vartype` `string` for other text";
+            } else if quote::raw_value(value).is_err() {
+                let expected = "a number, a name or a quoted text; `vartype` `string` for other text";
                 self.form(path.key("value"), value, "a value which cannot stand unquoted", expected);
             }
         }
@@ -359,11 +372,7 @@ impl Examination {
 
     /// A line `name = value` of `postgresql.conf`, read by the rules of PostgreSQL's `guc-file.l`.
     fn setting(&mut self, setting: &GenericOption, path: &JsonPath) {
-        let word = |word: &str| {
-            word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-                && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b >= 0x80)
-        };
-        if !setting.name.split('.').all(word) || setting.name.split('.').count() > 2 {
+        if !conf::is_name(&setting.name) {
             let expected = "the name of a setting: letters, digits and `_`, at most one dot between";
             self.fault(path.key("name"), "no setting", expected);
         }
@@ -373,7 +382,7 @@ impl Examination {
         };
         if value.contains(['\n', '\r', '\0']) {
             self.fault(path.key("value"), "a value with a line break or NUL", "a value on one line");
-        } else if setting.vartype != "string" && !is_raw_setting(value) {
+        } else if setting.vartype != "string" && !conf::is_value_token(value) {
             let expected =
                 "a number with an optional unit, a word or a quoted text; `vartype` `string` for other text";
             self.form(path.key("value"), value, "a value which cannot stand unquoted", expected);
@@ -453,58 +462,4 @@ fn setting_path(spec: &ComputeSpec, root: &JsonPath, name: &str) -> JsonPath {
     let settings = spec.cluster.settings.as_deref().unwrap_or_default();
     let index = settings.iter().position(|setting| setting.name == name).unwrap_or_default();
     root.key("cluster").key("settings").index(index).key("value")
-}
-
-/// `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`, the last three in base64. PostgreSQL would
-/// take text of any other form for a password in the clear and hash it.
-fn is_scram_verifier(text: &str) -> bool {
-    let base64 = |text: &str| {
-        let digits = text.trim_end_matches('=');
-        !digits.is_empty()
-            && text.len() - digits.len() <= 2
-            && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
-    };
-    let parts = || {
-        let (salted, keys) = text.strip_prefix("SCRAM-SHA-256$")?.split_once('$')?;
-        let (iterations, salt) = salted.split_once(':')?;
-        let (stored, server) = keys.split_once(':')?;
-        let counted = !iterations.is_empty() && iterations.bytes().all(|b| b.is_ascii_digit());
-        Some(counted && base64(salt) && base64(stored) && base64(server))
-    };
-    parts().unwrap_or(false)
-}
-
-/// What may stand unquoted in SQL behind the name of an option: words, signed numbers, quoted texts, and lists
-/// of these. Neither `;` nor two words nor a comment can come of it.
-fn is_raw_sql(value: &str) -> bool {
-    let item = |item: &str| {
-        let unsigned = item.strip_prefix(['-', '+']).unwrap_or(item);
-        let word = !unsigned.is_empty()
-            && !unsigned.contains("--")
-            && unsigned.chars().all(|c| {
-                c.is_ascii_alphanumeric() || "_$.-".contains(c) || (!c.is_ascii() && !c.is_whitespace())
-            });
-        word || is_quoted(item, '"') || is_quoted(item, '\'')
-    };
-    value.split(',').all(|part| item(part.trim_matches(' ')))
-        || is_quoted(value, '"')
-        || is_quoted(value, '\'')
-}
-
-/// What may stand unquoted in `postgresql.conf`: a number with an optional unit, a word, or a quoted text.
-fn is_raw_setting(value: &str) -> bool {
-    let word = !value.is_empty()
-        && value.chars().all(|c| {
-            c.is_ascii_alphanumeric() || "_-+./:".contains(c) || (!c.is_ascii() && !c.is_whitespace())
-        });
-    word || is_quoted(value, '\'')
-}
-
-/// One text between quotes, with every quote inside it doubled and no backslash, which could undo the next one.
-fn is_quoted(text: &str, quote: char) -> bool {
-    let inner = text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
-    inner.is_some_and(|inner| {
-        let doubled = format!("{quote}{quote}");
-        !inner.replace(&doubled, "").contains([quote, '\\', '\n', '\r', '\0'])
-    })
 }

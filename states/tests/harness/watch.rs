@@ -63,7 +63,7 @@ impl Watch {
         fault: bool,
         reaction: &Reaction,
     ) -> Result<(), String> {
-        self.note_event(event, before, after);
+        self.note_event(event, before, after, reaction);
         self.verdict(before, after, reaction)?;
         for (place, effect) in reaction.effects.iter().enumerate() {
             self.effect(effect, before, after)?;
@@ -73,7 +73,7 @@ impl Watch {
         self.state(event, before, after, fault, reaction)
     }
 
-    fn note_event(&mut self, event: &Event, before: S, after: S) {
+    fn note_event(&mut self, event: &Event, before: S, after: S, reaction: &Reaction) {
         match *event {
             Event::ConfigureRequested { request, .. }
             | Event::TerminateRequested { request, .. }
@@ -97,7 +97,9 @@ impl Watch {
         }
         if let Event::TerminateRequested { mode, .. } = *event {
             self.fast |= mode == TerminateMode::Fast && before != S::Terminated;
-            self.hastened |= mode == TerminateMode::Immediate;
+            // One that is turned down, because too many wait already, hastens nothing.
+            let refused = matches!(reaction.verdict, Verdict::Refused(_));
+            self.hastened |= mode == TerminateMode::Immediate && !refused;
             self.was_empty |= before == S::Empty;
         }
         self.hastened |= *event == Event::StopSignalled;

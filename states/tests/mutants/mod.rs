@@ -1,4 +1,5 @@
 //! Ways in which a machine can be wrong in one cell, and a machine that is.
+#![allow(unreachable_pub, reason = "a module of a test")]
 
 use std::time::Duration;
 

@@ -300,7 +300,7 @@ impl Node {
                     Restart::AfterFetch => self.begin_refresh(),
                     Restart::With(spec) => {
                         self.wanted = Some(spec);
-                        self.init(true);
+                        self.init();
                     }
                 }
                 return;
