@@ -104,6 +104,7 @@ fn while_a_first_configuration_waits_for_its_start() {
     let spec = crate::support::node::config(&place.spec());
     let configured = node.post_later("/configure", Some(&spec));
     let before = stalled(&place, &node);
+    assert_eq!(node.configure(&place.spec()).0, 412, "one at a time");
     terminated(&node, &before);
     let (code, body) = configured.join().unwrap();
     assert_eq!(code, 500, "{body}");
