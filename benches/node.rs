@@ -1,6 +1,7 @@
 //! What supervision costs, as ratios to a bare Postgres doing the same on the same data in the same run.
 //!
 //! Pairs are interleaved, so that whatever else the machine does falls on both sides. No figure is asserted.
+//! `cargo bench --bench node -- start` runs one part (`start`, `catalog`, `stop`, `crash`, `memory`).
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,6 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -24,19 +26,42 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     let pairs = std::env::var("PAIRS").ok().and_then(|pairs| pairs.parse().ok()).unwrap_or(30);
     let bench = Bench::new();
-    println!("PostgreSQL: {}", bench.version());
-    println!("data on {}; {pairs} interleaved pairs each\n", bench.root.path().display());
-    bench.start(pairs, "exec -> running, catalog skipped", &Spec { catalog: false }, "1.10 p50, 1.25 p90");
-    bench.start(pairs, "exec -> running, small catalog applied", &Spec { catalog: true }, "1.5 p50");
-    bench.stop(pairs);
-    bench.crash(100);
-    bench.memory();
+    println!("PostgreSQL: {}; {pairs} interleaved pairs each\n", bench.version());
+    if runs("start") {
+        bench.start(pairs, "exec -> running, catalog skipped", Catalog::Skipped, "1.10 p50, 1.25 p90");
+    }
+    if runs("catalog") {
+        bench.start(pairs, "exec -> running, ten roles to make", Catalog::Roles, "1.5 p50");
+        bench.start(
+            pairs,
+            "exec -> running, ten roles and a database to make",
+            Catalog::Database,
+            "no target",
+        );
+    }
+    if runs("stop") {
+        bench.stop(pairs);
+    }
+    if runs("crash") {
+        bench.crash(100);
+    }
+    if runs("memory") {
+        bench.memory();
+    }
 }
 
-struct Spec {
-    catalog: bool,
+/// What there is to apply.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Catalog {
+    Skipped,
+    Roles,
+    /// Making a database takes Postgres longer than starting, so the floor makes one too.
+    Database,
 }
 
 struct Bench {
@@ -88,13 +113,15 @@ impl Bench {
         data
     }
 
-    fn config(&self, spec: &Spec) -> PathBuf {
-        let (roles, databases) = if spec.catalog {
-            let names = (0..10).map(|number| format!("r{number}"));
-            let roles: Vec<_> = names.map(|name| serde_json::json!({ "name": name })).collect();
-            (roles, vec![serde_json::json!({ "name": "d0", "owner": "r0" })])
-        } else {
-            (Vec::new(), Vec::new())
+    fn config(&self, catalog: Catalog) -> PathBuf {
+        let names = (0..10).map(|number| format!("r{number}"));
+        let roles = match catalog {
+            Catalog::Skipped => Vec::new(),
+            _ => names.map(|name| serde_json::json!({ "name": name })).collect(),
+        };
+        let databases = match catalog {
+            Catalog::Database => vec![serde_json::json!({ "name": "d0", "owner": "r0" })],
+            _ => Vec::new(),
         };
         let port = self.ports[0].to_string();
         let document = serde_json::json!({
@@ -102,7 +129,7 @@ impl Bench {
                 "format_version": 1.0,
                 "suspend_timeout_seconds": -1,
                 "storage": { "kind": "existing" },
-                "skip_pg_catalog_updates": !spec.catalog,
+                "skip_pg_catalog_updates": catalog == Catalog::Skipped,
                 "cluster": {
                     "roles": roles,
                     "databases": databases,
@@ -140,7 +167,7 @@ impl Bench {
 
     /// Until the first `SELECT 1` has its answer.
     fn answers(&self) {
-        until("Postgres answers", || select_one(self.ports[0]));
+        until("Postgres answers", || query(self.ports[0], "SELECT 1"));
     }
 
     /// Until the published status is this one.
@@ -150,29 +177,37 @@ impl Bench {
         });
     }
 
-    fn start(&self, pairs: usize, title: &str, spec: &Spec, target: &str) {
-        let config = self.config(spec);
+    fn start(&self, pairs: usize, title: &str, catalog: Catalog, target: &str) {
+        let config = self.config(catalog);
         let mut figures = Pairs::default();
         for _ in 0..pairs {
             let data = self.data();
             let begun = Instant::now();
             let mut bare = self.bare(&data);
             self.answers();
+            if catalog == Catalog::Database {
+                assert!(query(self.ports[0], "CREATE DATABASE d0"), "a database can be made");
+            }
             figures.floor.push(begun.elapsed());
             bare.stop(Signal::SIGINT);
 
             let data = self.data();
             let begun = Instant::now();
             let mut supervised = self.supervised(&data, &config);
-            self.status(|status| status == "running");
+            // Told and not asked for: answering questions would take time from the start that is measured.
+            supervised.says("to=running");
             figures.ours.push(begun.elapsed());
             supervised.stop(Signal::SIGTERM);
         }
-        figures.print(title, "bare postgres -> SELECT 1", target);
+        let floor = match catalog {
+            Catalog::Database => "bare postgres -> SELECT 1, CREATE DATABASE",
+            _ => "bare postgres -> SELECT 1",
+        };
+        figures.print(title, floor, target);
     }
 
     fn stop(&self, pairs: usize) {
-        let config = self.config(&Spec { catalog: false });
+        let config = self.config(Catalog::Skipped);
         let mut figures = Pairs::default();
         for _ in 0..pairs {
             let data = self.data();
@@ -195,7 +230,7 @@ impl Bench {
     }
 
     fn crash(&self, pairs: usize) {
-        let config = self.config(&Spec { catalog: false });
+        let config = self.config(Catalog::Skipped);
         let mut figures = Pairs::default();
         for _ in 0..pairs {
             let data = self.data();
@@ -223,7 +258,7 @@ impl Bench {
 
     fn memory(&self) {
         let data = self.data();
-        let config = self.config(&Spec { catalog: true });
+        let config = self.config(Catalog::Roles);
         let mut supervised = self.supervised(&data, &config);
         self.status(|status| status == "running");
         let status = fs::read_to_string(format!("/proc/{}/status", supervised.pid())).expect("it runs");
@@ -234,20 +269,39 @@ impl Bench {
 }
 
 /// A process whose end is waited for.
-struct Process(Child);
+struct Process {
+    child: Child,
+    log: Receiver<String>,
+}
 
 impl Process {
     fn spawn(mut command: Command) -> Self {
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let stderr = child.stderr.take().expect("it is piped");
+        let (lines, log) = mpsc::channel();
         // A pipe that nobody reads would stop the writer. Orphans of a killed Postgres keep it open a while.
-        std::thread::spawn(move || BufReader::new(stderr).lines().for_each(drop));
-        Process(child)
+        std::thread::spawn(move || {
+            // Once nobody listens any more, the rest is still read.
+            BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| drop(lines.send(line)));
+        });
+        Process { child, log }
     }
 
     fn pid(&self) -> u32 {
-        self.0.id()
+        self.child.id()
+    }
+
+    /// Until it has logged this.
+    fn says(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.log.recv_timeout(left).expect("the program logs what is waited for");
+            if line.contains(text) {
+                return;
+            }
+        }
     }
 
     fn stop(&mut self, signal: Signal) {
@@ -257,15 +311,15 @@ impl Process {
     }
 
     fn wait(&mut self) {
-        self.0.wait().expect("it is our child");
+        self.child.wait().expect("it is our child");
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         // After a failure in between; an ended child is no longer signalled.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -322,8 +376,8 @@ fn bin_dir() -> PathBuf {
     path
 }
 
-/// The wire protocol for one `SELECT 1`, without a runtime whose own start would be measured.
-fn select_one(port: u16) -> bool {
+/// The wire protocol for one statement, without a runtime whose own start would be measured.
+fn query(port: u16, sql: &str) -> bool {
     let exchange = || -> std::io::Result<bool> {
         let mut socket = TcpStream::connect(("127.0.0.1", port))?;
         let mut parameters = b"\0\x03\0\0user\0cloud_admin\0database\0postgres\0\0".to_vec();
@@ -333,7 +387,11 @@ fn select_one(port: u16) -> bool {
         if !ready_for_query(&mut socket)? {
             return Ok(false);
         }
-        socket.write_all(b"Q\0\0\0\x0dSELECT 1\0")?;
+        let mut statement = vec![b'Q'];
+        statement.extend(u32::to_be_bytes(sql.len() as u32 + 5));
+        statement.extend(sql.as_bytes());
+        statement.push(0);
+        socket.write_all(&statement)?;
         let answered = ready_for_query(&mut socket)?;
         socket.write_all(b"X\0\0\0\x04")?;
         Ok(answered)
