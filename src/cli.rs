@@ -17,7 +17,8 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, FromArgMatches, ValueEnum};
+use clap::{CommandFactory, FromArgMatches};
+use compute_states::diagram::{Format, Slice};
 
 pub use exit::ExitCode;
 pub use options::{Connstr, Port, RestartPolicy, RunOptions, SpecSource};
@@ -37,60 +38,15 @@ pub enum Invocation {
     /// Print the state machine.
     Diagram {
         /// Which part.
-        slice: DiagramSlice,
+        slice: Slice,
         /// In which form.
-        format: DiagramFormat,
+        format: Format,
     },
     /// Run a journal through the state machine again.
     Replay {
         /// The journal, JSON lines.
         journal: PathBuf,
     },
-}
-
-/// Part of the state machine to print.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DiagramSlice {
-    /// All statuses and the ways between them.
-    #[default]
-    Overview,
-    /// From nothing to running.
-    Startup,
-    /// A new spec for a running node.
-    Reconfiguration,
-    /// Fetching a spec again.
-    Refresh,
-    /// Every way to the end.
-    Termination,
-    /// Into and out of failure.
-    Failure,
-}
-
-impl fmt::Display for DiagramSlice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Overview => "overview",
-            Self::Startup => "startup",
-            Self::Reconfiguration => "reconfiguration",
-            Self::Refresh => "refresh",
-            Self::Termination => "termination",
-            Self::Failure => "failure",
-        })
-    }
-}
-
-/// Form in which the state machine is printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DiagramFormat {
-    /// Mermaid, as in the README.
-    #[default]
-    Mermaid,
-    /// Graphviz.
-    Dot,
-    /// States and edges as data.
-    Json,
-    /// Every cell of state and event, as Markdown.
-    Table,
 }
 
 /// What options depend on besides the arguments. Handed in, so that tests need not change the process.

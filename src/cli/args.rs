@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
+use compute_states::diagram::{Format, Slice};
 
-use super::{DiagramFormat, DiagramSlice, RestartPolicy};
+use super::RestartPolicy;
 use crate::limits;
 use crate::secret::Secret;
 
@@ -51,11 +53,11 @@ pub(super) enum Command {
     /// Print the state machine, drawn from the code.
     Diagram {
         /// Which part.
-        #[arg(long, value_enum, default_value_t)]
-        slice: DiagramSlice,
-        /// In which form; `table` and `json` are always whole.
-        #[arg(long, value_enum, default_value = "mermaid")]
-        format: DiagramFormat,
+        #[arg(long, value_parser = one_of(Slice::ALL.map(Slice::name)), default_value = "overview")]
+        slice: Slice,
+        /// In which form.
+        #[arg(long, value_parser = one_of(Format::ALL.map(Format::name)), default_value = "mermaid")]
+        format: Format,
     },
     /// Run a journal through the state machine again and compare.
     Replay {
@@ -227,4 +229,12 @@ mod tests {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }
+}
+
+/// A parser for names which a type of the state machine's crate reads by itself.
+fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
 }

@@ -245,12 +245,9 @@ fn sub_commands() {
         Ok(Invocation::Diagram { slice, format }) => (slice, format),
         other => panic!("{other:?}"),
     };
-    assert_eq!(diagram("diagram"), (DiagramSlice::Overview, DiagramFormat::Mermaid));
-    for slice in DiagramSlice::value_variants() {
-        assert_eq!(
-            diagram(&format!("diagram --slice {slice} --format table")),
-            (*slice, DiagramFormat::Table)
-        );
+    assert_eq!(diagram("diagram"), (Slice::Overview, Format::Mermaid));
+    for slice in Slice::ALL {
+        assert_eq!(diagram(&format!("diagram --slice {slice} --format table")), (slice, Format::Table));
     }
     let Ok(Invocation::Replay { journal }) = invocation("replay j.jsonl") else { panic!() };
     assert_eq!(journal, Path::new("j.jsonl"));
