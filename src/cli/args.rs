@@ -53,10 +53,10 @@ pub(super) enum Command {
     /// Print the state machine, drawn from the code.
     Diagram {
         /// Which part.
-        #[arg(long, value_parser = one_of(Slice::ALL.map(Slice::name)), default_value = "overview")]
+        #[arg(long, value_parser = one_of::<Slice, _>(Slice::ALL.map(Slice::name)), default_value = "overview")]
         slice: Slice,
         /// In which form.
-        #[arg(long, value_parser = one_of(Format::ALL.map(Format::name)), default_value = "mermaid")]
+        #[arg(long, value_parser = one_of::<Format, _>(Format::ALL.map(Format::name)), default_value = "mermaid")]
         format: Format,
     },
     /// Run a journal through the state machine again and compare.
@@ -232,7 +232,7 @@ mod tests {
 }
 
 /// A parser for names which a type of the state machine's crate reads by itself.
-fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+fn one_of<T, const N: usize>(names: [&'static str; N]) -> impl TypedValueParser<Value = T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static> + Clone + Send + Sync + 'static,
 {
