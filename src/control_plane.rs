@@ -3,8 +3,7 @@
 //! One request, a few attempts (cli, section 4; protocols/control-plane, sections 2 to 4). What is fetched is
 //! not interpreted here.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use compute_states::FailureClass;
 use reqwest::header::{AUTHORIZATION, HeaderValue};
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::limits;
 use crate::secret::{Secret, without_values};
 use crate::spec::document::{ComputeConfig, ControlPlaneComputeStatus, ControlPlaneConfigResponse};
+use crate::spec::fault::{self, ConfigError, Shape};
 use crate::telemetry::Metrics;
 
 /// Holds the bearer token for the control plane. Read for each fetch; unset is the empty token.
@@ -30,8 +30,13 @@ const NO_STATUS: &str = "unknown";
 /// Where the spec comes from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A config file, read anew for each fetch.
-    File(PathBuf),
+    /// A file, read anew for each fetch.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// What it may hold.
+        shape: Shape,
+    },
     /// A control plane.
     ControlPlane(ControlPlane),
 }
@@ -46,23 +51,9 @@ pub struct ControlPlane {
 /// Why there is no spec.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The config file cannot be read.
-    #[error("could not read the config file {}", .path.display())]
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The config file is not what it should be.
-    #[error("the config file {} is not a compute config: {fault}", .path.display())]
-    FileFormat {
-        /// Its path.
-        path: PathBuf,
-        /// Where and what, without values.
-        fault: String,
-    },
+    /// The file cannot be read, or is not what it should be.
+    #[error(transparent)]
+    File(ConfigError),
     /// The token cannot be sent in a header.
     #[error("the token in {TOKEN_VARIABLE} has characters that no header may have")]
     Token,
@@ -105,9 +96,7 @@ impl FetchError {
     pub fn class(&self) -> FailureClass {
         match self {
             // A file is replaced while we read it, a control plane restarts.
-            FetchError::File { .. } | FetchError::FileFormat { .. } | FetchError::Exhausted(_) => {
-                FailureClass::Transient
-            }
+            FetchError::File(_) | FetchError::Exhausted(_) => FailureClass::Transient,
             FetchError::Token
             | FetchError::Client(_)
             | FetchError::Status(_)
@@ -149,7 +138,7 @@ impl Source {
     ) -> Result<ComputeConfig, FetchError> {
         let fetch = async {
             match self {
-                Source::File(path) => read(path).await,
+                Source::File { path, shape } => read(path, *shape).await,
                 Source::ControlPlane(control_plane) => control_plane.fetch(metrics).await,
             }
         };
@@ -164,10 +153,20 @@ pub fn init_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-async fn read(path: &PathBuf) -> Result<ComputeConfig, FetchError> {
-    let text =
-        tokio::fs::read(path).await.map_err(|source| FetchError::File { path: path.clone(), source })?;
-    decode(&text).map_err(|fault| FetchError::FileFormat { path: path.clone(), fault })
+/// Reads a file as it is read at the start, on a thread of its own: a file system may hang.
+async fn read(path: &Path, shape: Shape) -> Result<ComputeConfig, FetchError> {
+    let path = path.to_owned();
+    let loaded = tokio::task::spawn_blocking(move || fault::load(&path, shape)).await;
+    match loaded {
+        Ok(Ok(checked)) => {
+            for note in &checked.notes {
+                tracing::warn!("{note}");
+            }
+            Ok(checked.config)
+        }
+        Ok(Err(error)) => Err(FetchError::File(error)),
+        Err(_) => Err(FetchError::Cancelled),
+    }
 }
 
 impl ControlPlane {
@@ -433,7 +432,7 @@ mod tests {
     async fn a_file_is_read_anew_each_time() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("config.json");
-        let source = Source::File(path.clone());
+        let source = Source::File { path: path.clone(), shape: Shape::Config };
         let metrics = Metrics::new();
         let error = fetch(&source, &metrics).await.expect_err("there is none");
         assert!(error.to_string().contains("config.json"), "{error}");

@@ -16,6 +16,7 @@ use compute_states::{Revision, SpecOutline};
 
 use crate::engine::Handle;
 use crate::spec::document::ComputeSpec;
+use crate::spec::store::StoredSpec;
 use crate::telemetry::Metrics;
 
 pub mod auth;
@@ -47,10 +48,19 @@ pub trait SpecIntake: Send + Sync + 'static {
     ///
     /// # Errors
     /// What is wrong with it, in words for the client (400).
-    fn accept(&self, spec: ComputeSpec) -> Result<SpecOutline, String>;
+    fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String>;
 
     /// Whose data a kept spec speaks of. Called by each `GET /status`, so it must not wait.
     fn identity(&self, revision: Revision) -> Identity;
+}
+
+/// A spec that was taken in.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// By which the machine knows it.
+    pub outline: SpecOutline,
+    /// Held until the request is answered: however many other requests come meanwhile, the document stays.
+    pub held: Option<Arc<StoredSpec>>,
 }
 
 /// Whose data a spec speaks of, as `/status` shows it.

@@ -75,8 +75,9 @@ pub const LAST_SWEEP: Duration = Duration::from_secs(20);
 /// can also be kept in a file, and a mistyped path (a device, a disk image) ends in an error.
 pub const CONFIG_FILE: u64 = 64 << 20;
 
-/// Documents kept by revision besides the pinned ones. The applied and the wanted document are pinned; the rest
-/// only serves a reader which looked a revision up just before it was replaced.
+/// Documents kept by revision besides those that somebody holds: the applied and the wanted one, and those whose
+/// request has no answer yet. The rest only serves a reader which looked a revision up just before it was
+/// replaced.
 pub const SPECS_KEPT: usize = 4;
 
 /// Findings listed of one document: each costs a walk through the text, and nobody reads more before mending

@@ -12,24 +12,26 @@ mod terminal;
 mod warm_up;
 mod world;
 
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use compute_states::{Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline};
+use tokio_postgres::config::Host;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{self, ExitCode, Port, RunOptions, SpecSource};
+use crate::cli::{self, Connstr, ExitCode, Port, RunOptions, SpecSource};
 use crate::control_plane::{self, Source};
 use crate::engine::{self, Ended, Handle, Recording};
 use crate::http::server::Side;
 use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
 use crate::limits;
-use crate::postgres::{DataDir, Installation, process};
+use crate::postgres::{DataDir, InstallError, Installation, process};
 use crate::secret::Secret;
 use crate::signals::{self, Asked, Signals};
 use crate::spec::document::ComputeConfig;
-use crate::spec::fault::{self, Shape};
+use crate::spec::fault::Shape;
 use crate::telemetry::{self, Metrics};
 
 use error::StartError;
@@ -58,41 +60,18 @@ pub fn run(options: RunOptions) -> ExitCode {
     }
 }
 
-fn prepare_and_run(mut options: RunOptions) -> Result<ExitCode, StartError> {
-    // As root, perhaps: the file may be root's alone.
-    let config = read_config(&mut options)?;
-    // Too: the ports may be such as only root can have.
-    let listeners = bind(&options)?;
+fn prepare_and_run(options: RunOptions) -> Result<ExitCode, StartError> {
     raise_core_limit();
     process::become_subreaper().map_err(StartError::Subreaper)?;
-    drop_privileges(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(limits::WORKERS)
         .enable_all()
         .build()
         .map_err(StartError::Runtime)?;
-    let code = runtime.block_on(start(options, config, listeners));
-    // Whatever still blocks (a write to a file system that hangs) must not keep the process.
+    let code = runtime.block_on(start(options));
+    // Whatever still blocks (a file system that hangs) must not keep the process.
     runtime.shutdown_timeout(limits::RUNTIME_SHUTDOWN);
     code
-}
-
-/// The config, if it comes from a file or is of our own making. Paths that are needed again are made absolute.
-fn read_config(options: &mut RunOptions) -> Result<Option<ComputeConfig>, StartError> {
-    let (path, shape) = match &mut options.source {
-        SpecSource::Config(path) => (path, Shape::Config),
-        SpecSource::Spec(path) => (path, Shape::ConfigOrSpec),
-        SpecSource::ControlPlane { .. } => return Ok(None),
-        SpecSource::Standalone => return Ok(Some(ComputeConfig::default())),
-    };
-    if let Ok(absolute) = std::path::absolute(&*path) {
-        *path = absolute;
-    }
-    let checked = fault::load(path, shape)?;
-    for note in &checked.notes {
-        tracing::warn!("{note}");
-    }
-    Ok(Some(checked.config))
 }
 
 /// A core file of Postgres is worth having. Only as far as the hard limit allows: more would need privileges.
@@ -121,10 +100,11 @@ fn bind(options: &RunOptions) -> Result<Listeners, StartError> {
         true => ExternalAddress::Only(Ipv4Addr::LOCALHOST.into()),
         false => ExternalAddress::All,
     };
+    let taken = [options.external_http_port, options.internal_http_port, options.postgres_port];
     let mut spec = BindSpec {
         external,
-        external_port: options.external_http_port.number(),
-        internal_port: options.internal_http_port.number(),
+        external_port: wanted(options.external_http_port, &taken),
+        internal_port: wanted(options.internal_http_port, &taken),
     };
     loop {
         let error = match Listeners::bind(&spec) {
@@ -142,41 +122,44 @@ fn bind(options: &RunOptions) -> Result<Listeners, StartError> {
     }
 }
 
-async fn start(
-    options: RunOptions,
-    config: Option<ComputeConfig>,
-    listeners: Listeners,
-) -> Result<ExitCode, StartError> {
+async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     // First, and what was caught before is in them.
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let metrics = Arc::new(Metrics::new());
     let source = source(&options);
-    let found = {
-        let work = find(&options, config, source.as_ref(), &metrics);
-        let mut work = std::pin::pin!(work);
-        loop {
-            tokio::select! {
-                biased;
-                found = &mut work => break Some(found?),
-                asked = signals.next() => if asked == Asked::Stop { break None },
-            }
+    // As root, perhaps: the config may be root's alone to read, and the ports such as only root can have.
+    let config = async {
+        match &source {
+            Some(source) => Ok(source.fetch(&metrics, &CancellationToken::new()).await?),
+            None => Ok(ComputeConfig::default()),
         }
     };
-    let Some(Found { installation, config }) = found else {
-        tracing::info!("stopped before anything was started");
-        process::end_adopted(limits::SWEEP).await;
-        return Ok(ExitCode::Ok);
-    };
-    tracing::info!(version = %installation.version(), program = %installation.postgres().display(), "PostgreSQL found");
-
+    let Some(config) = unless_stopped(&mut signals, config).await? else { return Ok(stopped_early().await) };
+    named_program_exists(&options)?;
+    let listeners = bind(&options)?;
     let (connstr, postgres_port) = standalone::settle_port(&options);
     let document = match options.source {
         SpecSource::Standalone => Some(standalone::spec(&options.pgdata, postgres_port)),
         _ => config.spec,
     };
-    let superuser = connstr.config().get_user().unwrap_or("cloud_admin").to_owned();
     let intake = Intake::default();
     let spec = document.map(|document| intake.take(document)).transpose().map_err(StartError::Spec)?;
+    if let Some((_, stored)) = &spec {
+        world::servable(stored)?;
+        // With a server on the directory that is what there is to say, and who finds it says it.
+        if !options.pgdata.join("postmaster.pid").exists() {
+            postgres_port_is_free(&connstr)?;
+        }
+    }
+
+    // Up to here nothing was touched, and nothing was done that root's rights were not needed for.
+    drop_privileges(&options)?;
+    let find = async { Ok(Installation::find(options.pgbin.as_deref(), Some(&options.cache_dir)).await?) };
+    let Some(installation) = unless_stopped(&mut signals, find).await? else {
+        return Ok(stopped_early().await);
+    };
+    tracing::info!(version = %installation.version(), program = %installation.postgres().display(), "PostgreSQL found");
+    let superuser = connstr.config().get_user().unwrap_or("cloud_admin").to_owned();
     let parts = Parts {
         pgdata: claim(&options.pgdata).await?,
         installation,
@@ -189,9 +172,11 @@ async fn start(
         connstr: Secret::new(connstr.reveal()),
         privileged_role: options.privileged_role_name.clone(),
         internal_http_port: listeners.internal_port(),
+        documents: Mutex::default(),
     };
-    if let Some(spec) = &spec {
+    if let Some((spec, _)) = &spec {
         parts.refuse_early(spec.revision).await?;
+        postgres_port_is_free(&connstr)?;
     }
     let world = Arc::new(RealWorld::new(parts));
     let (engine, handle) = engine::new(world.clone(), policy(&options), metrics.clone());
@@ -199,7 +184,7 @@ async fn start(
     let on_failure = journal.clone();
     let engine =
         tokio::spawn(engine.on_failure(move |recording| write_journal(&on_failure, recording)).run());
-    boot(&handle, spec).await;
+    boot(&handle, spec.as_ref().map(|(outline, _)| *outline)).await;
 
     let producers = CancellationToken::new();
     let ends = producers.clone();
@@ -212,7 +197,7 @@ async fn start(
         let ends = producers.clone();
         async move { ends.run_until_cancelled(monitor).await }
     });
-    if options.standalone {
+    if options.source == SpecSource::Standalone {
         let banner = standalone::Banner::new(&options, connstr.port(), &listeners);
         tokio::spawn(banner.print_when_running(handle.watch()));
     }
@@ -241,31 +226,67 @@ async fn start(
     }
 }
 
-struct Found {
-    installation: Installation,
-    config: ComputeConfig,
+/// The port to try first: one that is only preferred must not take what another one must have.
+fn wanted(port: Port, taken: &[Port]) -> u16 {
+    match port {
+        Port::Preferred(number) if taken.contains(&Port::Exact(number)) => 0,
+        other => other.number(),
+    }
 }
 
-/// What has to be there before anything is touched.
-async fn find(
-    options: &RunOptions,
-    config: Option<ComputeConfig>,
-    source: Option<&Source>,
-    metrics: &Metrics,
-) -> Result<Found, StartError> {
-    let installation = Installation::find(options.pgbin.as_deref(), Some(&options.cache_dir)).await?;
-    let config = match (config, source) {
-        (Some(config), _) => config,
-        (None, Some(source)) => source.fetch(metrics, &CancellationToken::new()).await?,
-        (None, None) => ComputeConfig::default(),
+/// What the work comes to, or nothing when a stop signal came first.
+async fn unless_stopped<T>(
+    signals: &mut Signals,
+    work: impl Future<Output = Result<T, StartError>>,
+) -> Result<Option<T>, StartError> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done.map(Some),
+            asked = signals.next() => if asked == Asked::Stop { return Ok(None) },
+        }
+    }
+}
+
+async fn stopped_early() -> ExitCode {
+    tracing::info!("stopped before anything was started");
+    process::end_adopted(limits::SWEEP).await;
+    ExitCode::Ok
+}
+
+/// A program that is named and not there is found out before directories are made. Whether it is a server of a
+/// served version shows when it is asked.
+fn named_program_exists(options: &RunOptions) -> Result<(), StartError> {
+    match &options.pgbin {
+        Some(path) if path.is_absolute() && !path.is_file() => {
+            Err(InstallError::NotThere { path: path.clone(), searched: None }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Who listens where Postgres is to listen would be taken for it, and be sent what is meant for it.
+fn postgres_port_is_free(connstr: &Connstr) -> Result<(), StartError> {
+    let local = match connstr.config().get_hosts() {
+        [Host::Tcp(host)] => host == "localhost" || host.parse().is_ok_and(|host: IpAddr| host.is_loopback()),
+        _ => false,
     };
-    Ok(Found { installation, config })
+    let port = connstr.port();
+    match local.then(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))) {
+        Some(Err(error)) if error.kind() == io::ErrorKind::AddrInUse => {
+            Err(StartError::PostgresPort { port })
+        }
+        // Anything else is Postgres's to find out.
+        _ => Ok(()),
+    }
 }
 
 /// Where a refresh asks.
 fn source(options: &RunOptions) -> Option<Source> {
     match &options.source {
-        SpecSource::Config(path) | SpecSource::Spec(path) => Some(Source::File(path.clone())),
+        SpecSource::Config(path) => Some(Source::File { path: path.clone(), shape: Shape::Config }),
+        SpecSource::Spec(path) => Some(Source::File { path: path.clone(), shape: Shape::ConfigOrSpec }),
         SpecSource::ControlPlane { base, .. } => {
             control_plane::init_tls();
             Some(Source::control_plane(base, &options.compute_id))
@@ -363,5 +384,18 @@ fn save(path: &Path, recording: &Recording) {
     match written {
         Ok(()) => tracing::info!(path = %path.display(), events = recording.entries.len(), "journal written"),
         Err(error) => tracing::warn!(path = %path.display(), %error, "the journal could not be written"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preferred_port_gives_way_to_one_that_must_be() {
+        let (preferred, exact) = (Port::Preferred(3080), Port::Exact(3080));
+        assert_eq!(wanted(preferred, &[preferred, exact]), 0);
+        assert_eq!(wanted(preferred, &[preferred, Port::Exact(3081)]), 3080);
+        assert_eq!(wanted(exact, &[preferred, exact]), 3080);
     }
 }

@@ -19,12 +19,20 @@ const APPLICATION_NAME: &str = "compute_ctl:apply_config";
 
 /// Options which keep `ALTER DATABASE … SET` and `ALTER ROLE … SET` of users out of our sessions. The search
 /// path is truly empty: with the usual `''` it would name a schema which a user could create.
-const GUARD: [(&str, &str); 5] = [
+///
+/// Nor is anything of them logged by the server: the statements hold verifiers of passwords, and it logs whole
+/// statements when `log_statement` says so, and when one of them fails.
+const GUARD: [(&str, &str); 10] = [
     ("default_transaction_read_only", "off"),
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("log_statement", "none"),
+    ("log_min_error_statement", "panic"),
+    ("log_min_duration_statement", "-1"),
+    ("log_min_duration_sample", "-1"),
+    ("log_duration", "off"),
 ];
 
 /// What Neon's build needs on top: no audit of our own statements, and no report of them to the control
@@ -233,7 +241,8 @@ mod tests {
             Some(
                 "-c role=cloud_admin -c default_transaction_read_only=off -c search_path= \
                  -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
-                 -c statement_timeout=5"
+                 -c log_statement=none -c log_min_error_statement=panic -c log_min_duration_statement=-1 \
+                 -c log_min_duration_sample=-1 -c log_duration=off -c statement_timeout=5"
             )
         );
         assert_eq!(settings.config.get_application_name(), Some("compute_ctl:apply_config"));

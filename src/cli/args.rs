@@ -213,6 +213,14 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("at most {} seconds", limits::CRASH_LINGER_MAX.as_secs()))
 }
 
+/// A parser for names which a type of the state machine's crate reads by itself.
+fn one_of<T, const N: usize>(names: [&'static str; N]) -> impl TypedValueParser<Value = T>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,12 +237,4 @@ mod tests {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }
-}
-
-/// A parser for names which a type of the state machine's crate reads by itself.
-fn one_of<T, const N: usize>(names: [&'static str; N]) -> impl TypedValueParser<Value = T>
-where
-    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static> + Clone + Send + Sync + 'static,
-{
-    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
 }

@@ -189,8 +189,8 @@ impl RunOptions {
         let not_yet_served = not_yet_served(&args, environment)?;
         let legacy = args.spec_path.is_some();
         let source = match (args.config, args.spec_path, args.control_plane_uri) {
-            (Some(file), _, _) => SpecSource::Config(file),
-            (_, Some(file), _) => SpecSource::Spec(file),
+            (Some(file), _, _) => SpecSource::Config(absolute(file)),
+            (_, Some(file), _) => SpecSource::Spec(absolute(file)),
             (_, _, Some(base)) => SpecSource::ControlPlane {
                 base: control_plane_base(&base)?,
                 token: Secret::new(environment.text("NEON_CONTROL_PLANE_TOKEN").unwrap_or_default()),
@@ -262,7 +262,7 @@ impl RunOptions {
             pgdata: checked_pgdata(&pgdata)?,
             connstr,
             postgres_port,
-            pgbin: args.pgbin.or_else(|| environment.path("POSTGRES_PATH")),
+            pgbin: args.pgbin.or_else(|| environment.path("POSTGRES_PATH")).map(program),
             source,
             compute_id,
             external_http_port,
@@ -274,8 +274,8 @@ impl RunOptions {
             restart: args.restart,
             crash_linger: args.crash_linger,
             overwrite_foreign_pgdata: args.overwrite_foreign_pgdata,
-            journal: args.journal,
-            cache_dir: args.cache_dir.unwrap_or_else(|| cache_dir(environment)),
+            journal: args.journal.map(absolute),
+            cache_dir: absolute(args.cache_dir.unwrap_or_else(|| cache_dir(environment))),
             not_yet_served,
         })
     }
@@ -285,6 +285,16 @@ impl RunOptions {
     pub fn not_yet_served(&self) -> &[String] {
         &self.not_yet_served
     }
+}
+
+/// Independent of the directory we stand in, which is left when privileges are dropped.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// A bare name stays one: it is looked up in `PATH`.
+fn program(path: PathBuf) -> PathBuf {
+    if path.components().count() > 1 { absolute(path) } else { path }
 }
 
 /// Flags whose work is not built yet are still judged, so that a command line does not turn wrong once it is.

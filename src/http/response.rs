@@ -304,10 +304,7 @@ mod tests {
     fn an_end_of_postgres_that_is_not_confirmed_is_told() {
         struct NoSpecs;
         impl SpecIntake for NoSpecs {
-            fn accept(
-                &self,
-                _: crate::spec::document::ComputeSpec,
-            ) -> Result<compute_states::SpecOutline, String> {
+            fn accept(&self, _: crate::spec::document::ComputeSpec) -> Result<crate::http::Accepted, String> {
                 Err("none".to_owned())
             }
             fn identity(&self, _: compute_states::Revision) -> Identity {

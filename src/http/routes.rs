@@ -103,8 +103,10 @@ async fn configure<B: Buf + Send>(
             let request: ConfigurationRequest = parse(&body)?;
             specs.accept(request.spec).map_err(Problem::bad_spec)
         });
-        let outline = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
-        response::answered(shared.context.engine.configure(outline).await, shared.specs())
+        let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
+        let answer = shared.context.engine.configure(accepted.outline).await;
+        drop(accepted.held);
+        response::answered(answer, shared.specs())
     })
     .await
 }

@@ -9,14 +9,11 @@ use crate::engine::WorkError;
 use crate::http::BindError;
 use crate::postgres::process::PrivilegeError;
 use crate::postgres::{InstallError, PgdataError};
-use crate::spec::fault::ConfigError;
 use crate::storage::StorageError;
 
 /// Why a node did not get as far as its state machine. Nothing was started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     #[error("the spec cannot be used: {0}")]
     Spec(String),
     #[error(transparent)]
@@ -25,6 +22,8 @@ pub(super) enum StartError {
     Install(#[from] InstallError),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("port {port}, where Postgres is to listen, is in use")]
+    PostgresPort { port: u16 },
     #[error(transparent)]
     Pgdata(#[from] PgdataError),
     #[error(transparent)]
@@ -42,12 +41,12 @@ pub(super) enum StartError {
 impl StartError {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
-            StartError::Config(error) => ExitCode::from(error),
             StartError::Spec(_) | StartError::Unservable(_) => ExitCode::BadConfig,
+            StartError::Fetch(FetchError::File(error)) => ExitCode::from(error),
             StartError::Fetch(_) => ExitCode::ControlPlane,
             StartError::Install(InstallError::TooOld { .. }) => ExitCode::UnsupportedPostgres,
             StartError::Install(_) => ExitCode::NoPostgres,
-            StartError::Bind(_) => ExitCode::PortInUse,
+            StartError::Bind(_) | StartError::PostgresPort { .. } => ExitCode::PortInUse,
             StartError::Pgdata(_) | StartError::Storage(_) => ExitCode::PgdataRefused,
             StartError::Privilege(_) => ExitCode::NoPrivilege,
             StartError::Subreaper(_) | StartError::Runtime(_) => ExitCode::Internal,

@@ -1,9 +1,10 @@
 //! Specs on their way in: resolved, judged, stored, and known to the machine by an outline.
 
+use std::sync::Arc;
+
 use compute_states::{Revision, SpecOutline};
 
-use super::world::outline;
-use crate::http::{Identity, SpecIntake};
+use crate::http::{Accepted, Identity, SpecIntake};
 use crate::spec::document::ComputeSpec;
 use crate::spec::fault::{self, JsonPath, Severity};
 use crate::spec::store::{SpecStore, StoredSpec};
@@ -17,14 +18,8 @@ impl Intake {
         &self.0
     }
 
-    /// Stores a spec that has been resolved.
-    pub(super) fn store(&self, stored: StoredSpec) -> SpecOutline {
-        let first = outline(0, &stored);
-        SpecOutline { revision: Revision(self.0.insert(stored)), ..first }
-    }
-
-    /// Judges and stores a spec.
-    pub(super) fn take(&self, document: ComputeSpec) -> Result<SpecOutline, String> {
+    /// Judges and stores a spec. It stays as long as what is returned.
+    pub(super) fn take(&self, document: ComputeSpec) -> Result<(SpecOutline, Arc<StoredSpec>), String> {
         // In this order, so that what the original refuses is refused in its words.
         let stored = StoredSpec::new(document).map_err(|error| error.to_string())?;
         let root = JsonPath::root().key("spec");
@@ -37,13 +32,16 @@ impl Intake {
         if !faults.is_empty() {
             return Err(faults.join("\n"));
         }
-        Ok(self.store(stored))
+        let final_sync = stored.resolved.final_sync();
+        let (revision, held) = self.0.insert(stored);
+        Ok((SpecOutline { revision: Revision(revision), final_sync }, held))
     }
 }
 
 impl SpecIntake for Intake {
-    fn accept(&self, spec: ComputeSpec) -> Result<SpecOutline, String> {
-        self.take(spec)
+    fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String> {
+        let (outline, held) = self.take(spec)?;
+        Ok(Accepted { outline, held: Some(held) })
     }
 
     fn identity(&self, revision: Revision) -> Identity {

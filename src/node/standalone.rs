@@ -8,7 +8,7 @@ use compute_states::ComputeStatus;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::cli::{Connstr, Port, RunOptions};
+use crate::cli::{Connstr, Port, RunOptions, SpecSource};
 use crate::engine::Snapshot;
 use crate::http::Listeners;
 use crate::spec::document::ComputeSpec;
@@ -44,6 +44,8 @@ pub(super) fn settle_port(options: &RunOptions) -> (Connstr, u16) {
     let free = |port| TcpListener::bind(("127.0.0.1", port)).and_then(|socket| socket.local_addr());
     let port = match options.postgres_port {
         Port::Exact(port) => port,
+        // A config says for itself where Postgres listens.
+        Port::Preferred(port) if options.source != SpecSource::Standalone => port,
         // If there is no free port at all, Postgres will say so.
         Port::Preferred(port) => free(port).or_else(|_| free(0)).map_or(wanted, |address| address.port()),
     };

@@ -1,9 +1,10 @@
 //! The real outside: storage, Postgres, catalog, control plane.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Revision, SpecOutline, StopMode};
+use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Revision, StopMode};
 use tokio_util::sync::CancellationToken;
 
 use super::error::StartError;
@@ -39,6 +40,19 @@ pub(super) struct Parts {
     pub overwrite_foreign: bool,
     pub privileged_role: String,
     pub internal_http_port: u16,
+    /// What the store has to keep.
+    pub documents: Mutex<BTreeMap<Needed, Arc<StoredSpec>>>,
+}
+
+/// Why a document is held, so that the store keeps it: the machine may speak of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Needed {
+    /// Work was last done for it.
+    Wanted,
+    /// A refresh has found it last.
+    Fetched,
+    /// It was applied last.
+    Applied,
 }
 
 /// The outside of a running node.
@@ -130,17 +144,19 @@ impl World for RealWorld {
         let slot = self.postmaster.clone();
         async move {
             let launch = parts.launch(spec)?;
-            let mut events = {
+            if lock(&slot).early_stop.is_some() {
+                return Err(WorkError::cancelled());
+            }
+            // Not under the lock: the loop takes it too, and must not wait for a program to be loaded.
+            let (process, mut events) = Postmaster::spawn(launch).map_err(permanent)?;
+            tracing::info!(pid = process.pid(), "postmaster spawned");
+            {
                 let mut slot = lock(&slot);
-                if slot.early_stop.is_some() {
-                    return Err(WorkError::cancelled());
+                if let Some(mode) = slot.early_stop {
+                    process.signal(stop_mode(mode));
                 }
-                let (process, events) = Postmaster::spawn(launch)
-                    .map_err(|error| WorkError::new(FailureClass::Permanent, &error))?;
-                tracing::info!(pid = process.pid(), "postmaster spawned");
                 slot.process = Some(Arc::new(process));
-                events
-            };
+            }
             while let Some(fact) = events.recv().await {
                 match fact {
                     Fact::Progressed => facts.progressed().await,
@@ -159,11 +175,7 @@ impl World for RealWorld {
         }
         match &slot.process {
             Some(process) => {
-                process.signal(match mode {
-                    StopMode::Fast => crate::postgres::StopMode::Fast,
-                    StopMode::Immediate => crate::postgres::StopMode::Immediate,
-                    StopMode::Kill => crate::postgres::StopMode::Kill,
-                });
+                process.signal(stop_mode(mode));
             }
             None => slot.early_stop = Some(mode),
         }
@@ -187,29 +199,22 @@ impl Parts {
     /// Whether this node can serve the spec, before anything is touched.
     fn check(&self, spec: Revision) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
-        self.servable(&stored)?;
+        servable(&stored)?;
         self.render(&stored)?;
         Ok(Done::Done)
     }
 
-    fn servable(&self, stored: &StoredSpec) -> Result<(), WorkError> {
-        let resolved = &stored.resolved;
-        if resolved.storage.missing().is_some() {
-            return Err(WorkError::plain(FailureClass::Permanent, unserved(resolved.storage)));
-        }
-        if resolved.mode != Mode::Primary {
-            let text = format!(
-                "mode {} is not served with storage kind `{}` yet: only Primary is",
-                resolved.mode, resolved.storage
-            );
-            return Err(WorkError::plain(FailureClass::Permanent, text));
-        }
-        Ok(())
-    }
-
     fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
         let missing = || format!("the spec document of revision {} is gone; this is a bug", spec.0);
-        self.intake.specs().get(spec.0).ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))
+        let stored = self.intake.specs().get(spec.0);
+        let stored = stored.ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))?;
+        self.hold(Needed::Wanted, stored.clone());
+        Ok(stored)
+    }
+
+    fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
+        // Every change is one insertion, so a panic elsewhere cannot have left half of one behind.
+        self.documents.lock().unwrap_or_else(PoisonError::into_inner).insert(needed, document);
     }
 
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
@@ -262,7 +267,7 @@ impl Parts {
         token: &CancellationToken,
     ) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
-        self.servable(&stored)?;
+        servable(&stored)?;
         // Rendered first: a spec that cannot be written must not cost a data directory.
         let text = self.render(&stored)?;
         let storage = storage::open(stored.resolved.storage).map_err(permanent)?;
@@ -307,7 +312,7 @@ impl Parts {
     ) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
         if !first {
-            self.servable(&stored)?;
+            servable(&stored)?;
             let text = self.render(&stored)?;
             self.write_files(text, false).await?;
             reload();
@@ -315,7 +320,8 @@ impl Parts {
         let document = &stored.document;
         if stored.resolved.mode == Mode::Primary && !document.skip_pg_catalog_updates {
             let settings = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
-            let connection = catalog::connect(&settings).await.map_err(transient)?;
+            let connect = token.run_until_cancelled(catalog::connect(&settings)).await;
+            let connection = connect.ok_or_else(WorkError::cancelled)?.map_err(transient)?;
             let options = catalog::Options {
                 privileged_role: self.privileged_role.clone(),
                 concurrency: concurrency(&stored, first),
@@ -327,7 +333,7 @@ impl Parts {
             })?;
             tracing::info!(statements = applied.statements, "catalog applied");
         }
-        self.intake.specs().pin([spec.0]);
+        self.hold(Needed::Applied, stored);
         Ok(Done::Done)
     }
 
@@ -341,13 +347,32 @@ impl Parts {
             .await
             .map_err(|error| WorkError::new(error.class(), &error))?;
         let Some(document) = fetched.spec else { return Ok(Done::Fetched(FetchedSpec::NoSpec)) };
-        let stored = StoredSpec::new(document).map_err(transient)?;
+        let (spec, stored) = self
+            .intake
+            .take(document)
+            .map_err(|text| WorkError::plain(FailureClass::Transient, format!("the fetched spec: {text}")))?;
         let same_pageservers = applied
             .and_then(|applied| self.intake.specs().get(applied.0))
             .is_some_and(|applied| applied.resolved.same_pageservers(&stored.resolved));
-        let spec = self.intake.store(stored);
+        self.hold(Needed::Fetched, stored);
         Ok(Done::Fetched(FetchedSpec::Spec { spec, same_pageservers }))
     }
+}
+
+/// Whether this build serves what the spec asks for.
+pub(super) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
+    let resolved = &stored.resolved;
+    if resolved.storage.missing().is_some() {
+        return Err(WorkError::plain(FailureClass::Permanent, unserved(resolved.storage)));
+    }
+    if resolved.mode != Mode::Primary {
+        let text = format!(
+            "mode {} is not served with storage kind `{}` yet: only Primary is",
+            resolved.mode, resolved.storage
+        );
+        return Err(WorkError::plain(FailureClass::Permanent, text));
+    }
+    Ok(())
 }
 
 /// How many databases are worked on at once.
@@ -363,6 +388,14 @@ fn profile(stored: &StoredSpec) -> Profile {
     match stored.resolved.storage {
         StorageKind::Neon => Profile::Neon,
         _ => Profile::Standard,
+    }
+}
+
+fn stop_mode(mode: StopMode) -> crate::postgres::StopMode {
+    match mode {
+        StopMode::Fast => crate::postgres::StopMode::Fast,
+        StopMode::Immediate => crate::postgres::StopMode::Immediate,
+        StopMode::Kill => crate::postgres::StopMode::Kill,
     }
 }
 
@@ -410,9 +443,4 @@ fn exit(status: std::process::ExitStatus) -> Exit {
 fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
     // Every change is one assignment, so a panic elsewhere cannot have left half of one behind.
     slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Outline of a stored spec: what the state machine has to know of it.
-pub(super) fn outline(revision: u64, stored: &StoredSpec) -> SpecOutline {
-    SpecOutline { revision: Revision(revision), final_sync: stored.resolved.final_sync() }
 }

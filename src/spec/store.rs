@@ -3,7 +3,7 @@
 //! The state machine speaks of specs by number; here the numbers lead to the documents. Whoever holds a handle
 //! sees the same documents.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::document::ComputeSpec;
@@ -29,8 +29,8 @@ impl StoredSpec {
 
 /// The documents, by revision. A clone is another handle on the same store.
 ///
-/// Bounded: the pinned revisions and the newest [`limits::SPECS_KEPT`] others stay, older ones go. No call
-/// waits for anything but a short lock, which is never held across an await.
+/// Bounded: a document stays while somebody holds it, and so do the newest [`limits::SPECS_KEPT`]; others go. No
+/// call waits for anything but a short lock, which is never held across an await.
 #[derive(Clone, Debug, Default)]
 pub struct SpecStore {
     inner: Arc<Mutex<Inner>>,
@@ -40,7 +40,6 @@ pub struct SpecStore {
 struct Inner {
     last: u64,
     specs: BTreeMap<u64, Arc<StoredSpec>>,
-    pinned: BTreeSet<u64>,
 }
 
 impl SpecStore {
@@ -49,26 +48,21 @@ impl SpecStore {
         Self::default()
     }
 
-    /// Takes a document in. Revisions count from 1 and never repeat, so 0 can stand for "none".
-    pub fn insert(&self, spec: StoredSpec) -> u64 {
+    /// Takes a document in, to stay at least as long as what is returned with its revision. Revisions count
+    /// from 1 and never repeat, so 0 can stand for "none".
+    pub fn insert(&self, spec: StoredSpec) -> (u64, Arc<StoredSpec>) {
         let mut inner = self.lock();
         inner.last += 1;
         let revision = inner.last;
-        inner.specs.insert(revision, Arc::new(spec));
+        let held = Arc::new(spec);
+        inner.specs.insert(revision, held.clone());
         inner.drop_old();
-        revision
+        (revision, held)
     }
 
     /// The document of a revision, unless it was dropped.
     pub fn get(&self, revision: u64) -> Option<Arc<StoredSpec>> {
         self.lock().specs.get(&revision).cloned()
-    }
-
-    /// Makes exactly these revisions stay however many follow: the applied one and the wanted one.
-    pub fn pin(&self, revisions: impl IntoIterator<Item = u64>) {
-        let mut inner = self.lock();
-        inner.pinned = revisions.into_iter().collect();
-        inner.drop_old();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -79,7 +73,9 @@ impl SpecStore {
 
 impl Inner {
     fn drop_old(&mut self) {
-        let loose: Vec<u64> = self.specs.keys().filter(|rev| !self.pinned.contains(rev)).copied().collect();
+        // The store's own handle is the only one left of a document that nobody needs any more.
+        let loose = self.specs.iter().filter(|(_, spec)| Arc::strong_count(spec) == 1);
+        let loose: Vec<u64> = loose.map(|(revision, _)| *revision).collect();
         for revision in loose.iter().rev().skip(limits::SPECS_KEPT) {
             self.specs.remove(revision);
         }
@@ -104,7 +100,7 @@ mod tests {
     #[test]
     fn revisions_count_up_and_lead_to_their_documents() {
         let store = SpecStore::new();
-        let (first, second) = (store.insert(spec("a")), store.clone().insert(spec("b")));
+        let (first, second) = (store.insert(spec("a")).0, store.clone().insert(spec("b")).0);
         assert_eq!((first, second), (1, 2));
         assert_eq!(store.get(first).unwrap().document.operation_uuid.as_deref(), Some("a"));
         assert_eq!(store.get(second).unwrap().document.operation_uuid.as_deref(), Some("b"));
@@ -112,18 +108,17 @@ mod tests {
     }
 
     #[test]
-    fn old_revisions_go_and_pinned_ones_stay() {
+    fn old_revisions_go_and_those_that_are_held_stay() {
         let store = SpecStore::new();
-        let applied = store.insert(spec("applied"));
-        store.pin([applied]);
-        let replaced = store.insert(spec("replaced"));
-        for _ in 0..limits::SPECS_KEPT {
+        let (applied, held) = store.insert(spec("applied"));
+        let (replaced, _) = store.insert(spec("replaced"));
+        for _ in 0..=limits::SPECS_KEPT {
             store.insert(spec("later"));
         }
         assert!(store.get(applied).is_some());
         assert!(store.get(replaced).is_none());
-        assert!((replaced + 1..=replaced + limits::SPECS_KEPT as u64).all(|rev| store.get(rev).is_some()));
-        store.pin([]);
+        drop(held);
+        store.insert(spec("last"));
         assert!(store.get(applied).is_none());
     }
 }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::support::node::{COMPUTE_ID, Place, eventually, http, token};
+use crate::stop::wrapped;
+use crate::support::node::{COMPUTE_ID, Place, config, eventually, http, token};
 
 /// Of the password "secret of alice", salt and 4096 rounds as RFC 5802 has them.
 const ALICE: &str = "SCRAM-SHA-256$4096:MDEyMzQ1Njc4OWFiY2RlZg==$OyL4hqcf678i14iRkuOrVbO/6F1ll7nIphoSFq2gqOQ=:\
@@ -227,4 +228,68 @@ fn the_config_may_come_as_a_legacy_bare_spec() {
     let before = place.processes();
     node.signal(nix::sys::signal::Signal::SIGTERM);
     node.ends_with(0, &before);
+}
+
+#[test]
+fn requests_that_are_refused_do_not_cost_the_one_under_way() {
+    let place = Place::without_template();
+    let (reached, gate) = (place.path().join("reached"), place.path().join("gate"));
+    let wait = format!(": > {}; until [ -e {} ]; do sleep 0.02; done", reached.display(), gate.display());
+    let pgbin = wrapped(&place, &[("initdb", &wait)]);
+    place.configure(&Value::Null);
+    let node = place.start(&["--pgbin", &pgbin]);
+    node.wait_status("empty");
+    let answer = node.post_later("/configure", Some(&config(&with_roles(&place))));
+    node.wait_status("init");
+    eventually("initdb", || reached.exists().then_some(()));
+    for _ in 0..12 {
+        assert_eq!(node.configure(&place.spec()).0, 412);
+    }
+    std::fs::write(&gate, "").unwrap();
+    let (code, body) = answer.join().unwrap();
+    assert_eq!(code, 200, "{body}");
+    assert_eq!(place.log_in("alice", "secret of alice", "app"), Ok("alice".to_owned()));
+    node.terminate();
+}
+
+#[test]
+fn verifiers_of_passwords_stay_out_of_the_log() {
+    let place = Place::new();
+    let mut spec = with_roles(&place);
+    let settings = spec["cluster"]["settings"].as_array_mut().unwrap();
+    settings.push(json!({ "name": "log_statement", "value": "all", "vartype": "enum" }));
+    settings.push(json!({ "name": "log_min_duration_statement", "value": "0", "vartype": "integer" }));
+    place.configure(&spec);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    // One that fails, and those behind it in the same transaction.
+    let limit = json!([{ "name": "CONNECTION LIMIT", "value": "-7", "vartype": "integer" }]);
+    spec["cluster"]["roles"] = json!([
+        { "name": "carol", "encrypted_password": ALICE, "options": limit },
+        { "name": "dave", "encrypted_password": ALICE },
+    ]);
+    let (code, body) = node.configure(&spec);
+    assert_eq!(code, 500, "{body}");
+    assert!(!body.to_string().contains("SCRAM-SHA-256"), "{body}");
+    // The log goes on, so that what is looked for would be in it.
+    place.sql("select 'said at last'");
+    node.wait_log("said at last");
+    assert!(!node.log().contains("SCRAM-SHA-256") && !node.log().contains(BOB), "{}", node.log());
+    node.terminate();
+}
+
+#[test]
+fn a_bare_spec_can_be_refreshed_too() {
+    let place = Place::new();
+    std::fs::write(place.config_file(), place.spec().to_string()).unwrap();
+    crate::support::pg::give(&place.config_file());
+    let mut command = place.program();
+    let legacy = |word: String| if word == "--config" { "-S".to_owned() } else { word };
+    command.args(place.arguments().into_iter().map(legacy));
+    let node = place.run(command);
+    node.wait_status("running");
+    assert_eq!(node.refresh(), 200);
+    let back = ["init", "running", "refresh-configuration-pending", "running"];
+    node.wait("the way back", |node| (node.transitions() == back).then_some(()));
+    node.terminate();
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use compute_ctl::engine::{self, Done, Facts, Handle, Outcome, Snapshot, Work, WorkError, World};
 use compute_ctl::http::{
-    Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, ServeError, SpecIntake,
+    Accepted, Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, ServeError, SpecIntake,
 };
 use compute_ctl::spec::document::ComputeSpec;
 use compute_ctl::telemetry::Metrics;
@@ -168,7 +168,7 @@ pub(crate) struct Gate {
 }
 
 impl SpecIntake for Specs {
-    fn accept(&self, spec: ComputeSpec) -> Result<SpecOutline, String> {
+    fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String> {
         match spec.project_id.as_deref() {
             Some("refused") => return Err("pageserver connection information should be provided".to_owned()),
             Some("panic") => panic!("a bug in the intake"),
@@ -181,7 +181,8 @@ impl SpecIntake for Specs {
         let final_sync = spec.safekeepers_generation.is_some();
         let mut specs = self.kept.lock().expect("nobody panics with it");
         specs.push(spec);
-        Ok(SpecOutline { revision: Revision(specs.len() as u64), final_sync })
+        let outline = SpecOutline { revision: Revision(specs.len() as u64), final_sync };
+        Ok(Accepted { outline, held: None })
     }
 
     fn identity(&self, revision: Revision) -> Identity {
