@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits;
@@ -54,6 +55,8 @@ async fn start_and_stop(context: &Context) -> Result<(), WarmUpError> {
     let settings = [
         ("listen_addresses", String::new()),
         ("unix_socket_directories", socket),
+        // In the directory, and so gone with it even if the server has to be killed.
+        ("dynamic_shared_memory_type", "mmap".to_owned()),
     ];
     let launch = Launch {
         installation: context.installation.clone(),
@@ -67,6 +70,9 @@ async fn start_and_stop(context: &Context) -> Result<(), WarmUpError> {
     let ready = async { while !matches!(facts.recv().await, Some(Fact::Ready | Fact::Exited(_)) | None) {} };
     context.cancel.run_until_cancelled(ready).await;
     server.signal(StopMode::Immediate);
+    // Only a server that ends by itself gives its shared memory back; the sweep kills one that has not.
+    let exited = async { while !matches!(facts.recv().await, Some(Fact::Exited(_)) | None) {} };
+    let _swept_if_late = timeout(limits::WARM_UP_STOP, exited).await;
     server.sweep(limits::WARM_UP_SWEEP).await;
     Ok(())
 }
