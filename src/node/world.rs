@@ -14,7 +14,7 @@ use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::conf::{self, Conf};
-use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, hba, process};
+use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, SweepOutcome, hba, process};
 use crate::secret::Secret;
 use crate::spec::resolve::{Mode, StorageKind};
 use crate::spec::store::StoredSpec;
@@ -55,6 +55,8 @@ struct Slot {
     process: Option<Arc<Postmaster>>,
     /// A stop that came before there was a process.
     early_stop: Option<StopMode>,
+    /// Earlier ones of which something could not be ended. It is tried again at the very end.
+    left: Vec<Arc<Postmaster>>,
 }
 
 impl RealWorld {
@@ -65,8 +67,12 @@ impl RealWorld {
     /// The guard outside the loop: whatever became of it, no Postgres outlives this program, nor anything that a
     /// Postgres had started.
     pub(super) async fn leave_nothing(&self) {
-        let process = lock(&self.postmaster).process.take();
-        if let Some(process) = process {
+        let processes = {
+            let mut slot = lock(&self.postmaster);
+            let left = std::mem::take(&mut slot.left);
+            left.into_iter().chain(slot.process.take()).collect::<Vec<_>>()
+        };
+        for process in processes {
             process.signal(crate::postgres::StopMode::Immediate);
             let outcome = process.sweep(limits::LAST_SWEEP).await;
             tracing::warn!(?outcome, "a postmaster was left, and has been ended");
@@ -102,10 +108,15 @@ impl World for RealWorld {
                 Work::Sweep => {
                     let process = lock(&postmaster).process.clone();
                     if let Some(process) = process {
-                        let outcome = process.sweep(limits::SWEEP).await;
-                        tracing::debug!(?outcome, "swept");
-                        let mut slot = lock(&postmaster);
-                        slot.process = None;
+                        match process.sweep(limits::SWEEP).await {
+                            SweepOutcome::Clean { signalled } => {
+                                tracing::debug!(signalled, "swept");
+                                lock(&postmaster).process = None;
+                            }
+                            SweepOutcome::Left { pids } => {
+                                tracing::warn!(?pids, "processes of Postgres could not be ended");
+                            }
+                        }
                     }
                     process::reap_adopted();
                     Ok(Done::Done)
@@ -125,7 +136,13 @@ impl World for RealWorld {
         facts: Facts,
     ) -> impl Future<Output = Result<Exit, WorkError>> + Send + 'static {
         // Here, in the loop, so that a stop which follows at once finds it.
-        *lock(&self.postmaster) = Slot { epoch: Some(postmaster), process: None, early_stop: None };
+        {
+            let mut slot = lock(&self.postmaster);
+            let earlier = slot.process.take();
+            slot.left.extend(earlier);
+            slot.epoch = Some(postmaster);
+            slot.early_stop = None;
+        }
         let parts = self.parts.clone();
         let slot = self.postmaster.clone();
         async move {
