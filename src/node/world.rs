@@ -10,7 +10,7 @@ use super::error::StartError;
 use super::intake::Intake;
 use super::warm_up;
 use crate::catalog::{self, ConnectionSettings, Profile};
-use crate::control_plane::Source;
+use crate::control_plane::{self, Source};
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::conf::{self, Conf};
@@ -306,11 +306,18 @@ impl Parts {
     fn launch(&self, spec: Revision) -> Result<Launch, WorkError> {
         let stored = self.stored(spec)?;
         let token = stored.document.storage_auth_token.clone();
+        let mut env: Vec<_> = token.map(|token| ("NEON_AUTH_TOKEN".into(), token)).into_iter().collect();
+        // Neon's extension forwards DDL to the control plane with it; nobody else below us has a use for it.
+        if stored.resolved.storage == StorageKind::Neon
+            && let Ok(token) = std::env::var(control_plane::TOKEN_VARIABLE)
+        {
+            env.push((control_plane::TOKEN_VARIABLE.into(), Secret::new(token)));
+        }
         Ok(Launch {
             installation: self.installation.clone(),
             pgdata: self.pgdata.clone(),
             options: Vec::new(),
-            env: token.map(|token| ("NEON_AUTH_TOKEN".into(), token)).into_iter().collect(),
+            env,
             log: LogSink::stderr(),
         })
     }

@@ -228,3 +228,19 @@ fn the_config_may_come_as_a_legacy_bare_spec() {
     node.signal(nix::sys::signal::Signal::SIGTERM);
     node.ends_with(0, &before);
 }
+
+#[test]
+fn the_token_for_the_control_plane_does_not_reach_what_postgres_runs() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = place.program();
+    command.args(place.arguments()).env("NEON_CONTROL_PLANE_TOKEN", "of no use").env("ANOTHER", "passed on");
+    let node = place.run(command);
+    node.wait_status("running");
+    let seen = place.path().join("environment");
+    place.sql(&format!("copy (select 1) to program 'cat >{0}; env >{0}'", seen.display()));
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert!(seen.lines().any(|line| line == "ANOTHER=passed on"), "{seen}");
+    assert!(!seen.contains("NEON_CONTROL_PLANE_TOKEN"), "{seen}");
+    node.terminate();
+}
