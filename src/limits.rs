@@ -63,8 +63,12 @@ pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
 /// its result is not late.
 pub const SWEEP: Duration = Duration::from_secs(8);
 
-/// The same for the throw-away server of the warm-up, within what cancelled work may take.
-pub const WARM_UP_SWEEP: Duration = Duration::from_secs(2);
+/// How long the throw-away server of the warm-up may take to end when told to stop immediately, which takes it some
+/// ten milliseconds once it has started. With [`WARM_UP_SWEEP`] within [`CANCEL_GRACE`].
+pub const WARM_UP_STOP: Duration = Duration::from_secs(1);
+
+/// How long what that server left behind may take to go: twice [`SWEEP_POLITE`].
+pub const WARM_UP_SWEEP: Duration = Duration::from_secs(1);
 
 /// The same for a postmaster that a fault of this program left behind.
 pub const LAST_SWEEP: Duration = Duration::from_secs(20);

@@ -7,6 +7,7 @@
 mod activity;
 mod error;
 mod intake;
+mod journal;
 mod standalone;
 mod terminal;
 mod warm_up;
@@ -14,7 +15,7 @@ mod world;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use compute_states::{Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline};
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Connstr, ExitCode, Port, RunOptions, SpecSource};
 use crate::control_plane::{self, Source};
-use crate::engine::{self, Ended, Handle, Recording};
+use crate::engine::{self, Ended, Handle};
 use crate::http::server::Side;
 use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
 use crate::limits;
@@ -36,6 +37,7 @@ use crate::telemetry::{self, Metrics};
 
 use error::StartError;
 use intake::Intake;
+use journal::JournalFile;
 use terminal::Foreground;
 use world::{Parts, RealWorld};
 
@@ -180,15 +182,14 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     }
     let world = Arc::new(RealWorld::new(parts));
     let (engine, handle) = engine::new(world.clone(), policy(&options), metrics.clone());
-    let journal = journal_path(&options);
+    let journal = JournalFile::new(options.journal.clone(), &options.compute_id);
     let on_failure = journal.clone();
-    let engine =
-        tokio::spawn(engine.on_failure(move |recording| write_journal(&on_failure, recording)).run());
+    let engine = tokio::spawn(engine.on_failure(move |recording| on_failure.save_later(recording)).run());
     boot(&handle, spec.as_ref().map(|(outline, _)| *outline)).await;
 
     let producers = CancellationToken::new();
     let ends = producers.clone();
-    let feed = signals.feed(handle.clone(), on_demand(&handle, &journal), || {
+    let feed = signals.feed(handle.clone(), journal.on_demand(&handle), || {
         process::reap_adopted();
     });
     tokio::spawn(async move { ends.run_until_cancelled(feed).await });
@@ -327,11 +328,11 @@ async fn boot(handle: &Handle, spec: Option<SpecOutline>) {
     let _ = published.changed().await;
 }
 
-fn conclude(journal: &Path, outcome: engine::Outcome) -> ExitCode {
+fn conclude(journal: &JournalFile, outcome: engine::Outcome) -> ExitCode {
     let reason = match outcome.ended {
         Ended::Exit(reason) => reason,
         Ended::MachinePanicked => {
-            save(journal, &outcome.recording);
+            journal.save(&outcome.recording);
             return ExitCode::Internal;
         }
         Ended::Abandoned => return ExitCode::Internal,
@@ -348,42 +349,6 @@ fn conclude(journal: &Path, outcome: engine::Outcome) -> ExitCode {
             Err(_) => ExitCode::Failure,
         },
         ExitReason::PostgresExited(Exit::Signal(_)) => ExitCode::Failure,
-    }
-}
-
-/// Where the journal is written. One file per compute, so that the last failure is what is found.
-fn journal_path(options: &RunOptions) -> PathBuf {
-    let name = options.compute_id.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_");
-    options
-        .journal
-        .clone()
-        .unwrap_or_else(|| std::env::temp_dir().join(format!("compute_ctl-{name}.journal")))
-}
-
-/// Asks the loop for the journal and writes it.
-fn on_demand(handle: &Handle, path: &Path) -> impl Fn() + Send + 'static {
-    let (handle, path) = (handle.clone(), path.to_owned());
-    move || {
-        let (handle, path) = (handle.clone(), path.clone());
-        tokio::spawn(async move {
-            if let Ok(recording) = handle.recording().await {
-                write_journal(&path, recording);
-            }
-        });
-    }
-}
-
-/// Writes the journal off the loop.
-fn write_journal(path: &Path, recording: Recording) {
-    let path = path.to_owned();
-    tokio::task::spawn_blocking(move || save(&path, &recording));
-}
-
-fn save(path: &Path, recording: &Recording) {
-    let written = std::fs::File::create(path).and_then(|file| recording.write(std::io::BufWriter::new(file)));
-    match written {
-        Ok(()) => tracing::info!(path = %path.display(), events = recording.entries.len(), "journal written"),
-        Err(error) => tracing::warn!(path = %path.display(), %error, "the journal could not be written"),
     }
 }
 

@@ -6,8 +6,13 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
 use crate::limits;
-use crate::postgres::{DataDir, Fact, Launch, LogSink, PgdataError, Postmaster, SpawnError, StopMode};
+use crate::postgres::{
+    ClearRule, DataDir, Fact, Launch, LogSink, PgdataError, Postmaster, SpawnError, StopMode,
+};
 use crate::storage::{self, Context, Storage, StorageError};
 
 /// Why there was no warm-up. Nothing depends on it.
@@ -23,31 +28,36 @@ pub(super) enum WarmUpError {
     Spawn(#[source] SpawnError),
     #[error("the throw-away data directory could not be removed")]
     Remove(#[source] std::io::Error),
+    #[error("work on the throw-away data directory panicked; this is a bug")]
+    Panicked(#[source] tokio::task::JoinError),
 }
 
 /// Makes the template, and starts and stops a server on a clone of it, beside the data directory as the
 /// original does (`.warmup`). Ends early, and in order, when the context is cancelled.
+///
+/// What is found there and is not ours stays, whatever the operator allows for the data directory: nobody gave
+/// this one to us.
 pub(super) async fn warm_up(context: &Context) -> Result<(), WarmUpError> {
     storage::warm_up(context).await.map_err(WarmUpError::Template)?;
     let place = beside(context.pgdata.path());
-    let claimed = {
-        let place = place.clone();
-        tokio::task::spawn_blocking(move || DataDir::claim(&place)).await
-    };
-    // A panic in there is a bug, and as little a reason to stop as any other failure here.
-    let Ok(claimed) = claimed else { return Ok(()) };
-    let pgdata = claimed.map_err(WarmUpError::Pgdata)?;
-    let throw_away = Context { pgdata, ..context.clone() };
+    let claimed = blocking(move || DataDir::claim(&place).map_err(WarmUpError::Pgdata)).await?;
+    let throw_away =
+        Context { pgdata: claimed.clone(), overwrite_foreign: false, restart: false, ..context.clone() };
     let outcome = start_and_stop(&throw_away).await;
-    drop(throw_away);
-    let removed = tokio::fs::remove_dir_all(&place).await.map_err(WarmUpError::Remove);
+    // Also what a cancelled preparation left. What it refused is refused here again.
+    let removed = blocking(move || remove(&claimed)).await;
     outcome.and(removed)
 }
 
 async fn start_and_stop(context: &Context) -> Result<(), WarmUpError> {
     storage::Initdb.prepare(context).await.map_err(WarmUpError::Storage)?;
     let socket = context.pgdata.path().to_string_lossy().into_owned();
-    let settings = [("listen_addresses", String::new()), ("unix_socket_directories", socket)];
+    let settings = [
+        ("listen_addresses", String::new()),
+        ("unix_socket_directories", socket),
+        // In the directory, and so gone with it even if the server has to be killed.
+        ("dynamic_shared_memory_type", "mmap".to_owned()),
+    ];
     let launch = Launch {
         installation: context.installation.clone(),
         pgdata: context.pgdata.clone(),
@@ -60,8 +70,25 @@ async fn start_and_stop(context: &Context) -> Result<(), WarmUpError> {
     let ready = async { while !matches!(facts.recv().await, Some(Fact::Ready | Fact::Exited(_)) | None) {} };
     context.cancel.run_until_cancelled(ready).await;
     server.signal(StopMode::Immediate);
+    // Only a server that ends by itself gives its shared memory back; the sweep kills one that has not.
+    let exited = async { while !matches!(facts.recv().await, Some(Fact::Exited(_)) | None) {} };
+    let _swept_if_late = timeout(limits::WARM_UP_STOP, exited).await;
     server.sweep(limits::WARM_UP_SWEEP).await;
     Ok(())
+}
+
+/// Removes the directory if it is ours and no server lives on it.
+fn remove(throw_away: &DataDir) -> Result<(), WarmUpError> {
+    // Not to be cancelled: it is short, and nobody else would do it.
+    throw_away.clear(ClearRule::default(), &CancellationToken::new()).map_err(WarmUpError::Pgdata)?;
+    throw_away.finish_kept().map_err(WarmUpError::Pgdata)?;
+    std::fs::remove_dir(throw_away.path()).map_err(WarmUpError::Remove)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WarmUpError> + Send + 'static,
+) -> Result<T, WarmUpError> {
+    tokio::task::spawn_blocking(work).await.map_err(WarmUpError::Panicked)?
 }
 
 /// `<pgdata>.warmup`.
@@ -70,3 +97,6 @@ fn beside(pgdata: &Path) -> PathBuf {
     name.push(".warmup");
     PathBuf::from(name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,11 +11,11 @@ use super::error::StartError;
 use super::intake::Intake;
 use super::warm_up;
 use crate::catalog::{self, ConnectionSettings, Profile};
-use crate::control_plane::Source;
+use crate::control_plane::{self, Source};
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::conf::{self, Conf};
-use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, hba, process};
+use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, SweepOutcome, hba, process};
 use crate::secret::Secret;
 use crate::spec::resolve::{Mode, StorageKind};
 use crate::spec::store::StoredSpec;
@@ -69,6 +69,8 @@ struct Slot {
     process: Option<Arc<Postmaster>>,
     /// A stop that came before there was a process.
     early_stop: Option<StopMode>,
+    /// Earlier ones of which something could not be ended. It is tried again at the very end.
+    left: Vec<Arc<Postmaster>>,
 }
 
 impl RealWorld {
@@ -79,8 +81,12 @@ impl RealWorld {
     /// The guard outside the loop: whatever became of it, no Postgres outlives this program, nor anything that a
     /// Postgres had started.
     pub(super) async fn leave_nothing(&self) {
-        let process = lock(&self.postmaster).process.take();
-        if let Some(process) = process {
+        let processes = {
+            let mut slot = lock(&self.postmaster);
+            let left = std::mem::take(&mut slot.left);
+            left.into_iter().chain(slot.process.take()).collect::<Vec<_>>()
+        };
+        for process in processes {
             process.signal(crate::postgres::StopMode::Immediate);
             let outcome = process.sweep(limits::LAST_SWEEP).await;
             tracing::warn!(?outcome, "a postmaster was left, and has been ended");
@@ -116,10 +122,15 @@ impl World for RealWorld {
                 Work::Sweep => {
                     let process = lock(&postmaster).process.clone();
                     if let Some(process) = process {
-                        let outcome = process.sweep(limits::SWEEP).await;
-                        tracing::debug!(?outcome, "swept");
-                        let mut slot = lock(&postmaster);
-                        slot.process = None;
+                        match process.sweep(limits::SWEEP).await {
+                            SweepOutcome::Clean { signalled } => {
+                                tracing::debug!(signalled, "swept");
+                                lock(&postmaster).process = None;
+                            }
+                            SweepOutcome::Left { pids } => {
+                                tracing::warn!(?pids, "processes of Postgres could not be ended");
+                            }
+                        }
                     }
                     process::reap_adopted();
                     Ok(Done::Done)
@@ -139,7 +150,13 @@ impl World for RealWorld {
         facts: Facts,
     ) -> impl Future<Output = Result<Exit, WorkError>> + Send + 'static {
         // Here, in the loop, so that a stop which follows at once finds it.
-        *lock(&self.postmaster) = Slot { epoch: Some(postmaster), process: None, early_stop: None };
+        {
+            let mut slot = lock(&self.postmaster);
+            let earlier = slot.process.take();
+            slot.left.extend(earlier);
+            slot.epoch = Some(postmaster);
+            slot.early_stop = None;
+        }
         let parts = self.parts.clone();
         let slot = self.postmaster.clone();
         async move {
@@ -294,11 +311,18 @@ impl Parts {
     fn launch(&self, spec: Revision) -> Result<Launch, WorkError> {
         let stored = self.stored(spec)?;
         let token = stored.document.storage_auth_token.clone();
+        let mut env: Vec<_> = token.map(|token| ("NEON_AUTH_TOKEN".into(), token)).into_iter().collect();
+        // Neon's extension forwards DDL to the control plane with it; nobody else below us has a use for it.
+        if stored.resolved.storage == StorageKind::Neon
+            && let Ok(token) = std::env::var(control_plane::TOKEN_VARIABLE)
+        {
+            env.push((control_plane::TOKEN_VARIABLE.into(), Secret::new(token)));
+        }
         Ok(Launch {
             installation: self.installation.clone(),
             pgdata: self.pgdata.clone(),
             options: Vec::new(),
-            env: token.map(|token| ("NEON_AUTH_TOKEN".into(), token)).into_iter().collect(),
+            env,
             log: LogSink::stderr(),
         })
     }

@@ -3,9 +3,9 @@
 mod memory;
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +21,9 @@ pub const OLDEST: u32 = 15;
 /// Where Debian and Ubuntu put their versions, one directory each.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
+/// Where PostgreSQL's own packages for Red Hat and its kin put theirs, in directories with this prefix.
+const REDHAT: (&str, &str) = ("/usr", "pgsql-");
+
 /// Why there is no PostgreSQL to run.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
@@ -34,8 +37,9 @@ pub enum InstallError {
     },
     /// Nothing was named and nothing was found.
     #[error(
-        "found no PostgreSQL server: looked for `postgres` in PATH, asked pg_config and looked below \
-         {DEBIAN}; install one or name it with --pgbin"
+        "found no PostgreSQL server: looked for `postgres` in PATH, asked pg_config and looked in \
+         {DEBIAN} and {}/{}*; install one or name it with --pgbin",
+        REDHAT.0, REDHAT.1
     )]
     NoneFound,
     /// It could not be run.
@@ -104,8 +108,9 @@ impl Installation {
     /// Finds the server and asks for its version, without a shell.
     ///
     /// `pgbin` is a path, or a bare name looked up in `PATH`. Without it, or with the bare default `postgres`
-    /// when that is not in `PATH` (Debian keeps it out), these are tried in order: `PATH`, the directory
-    /// `pg_config --bindir` names, the newest below `/usr/lib/postgresql`.
+    /// (which Debian keeps out of `PATH`), these are tried in order until one is of a served version: `PATH`,
+    /// the directory `pg_config --bindir` names, the versions in `/usr/lib/postgresql` and `/usr/pgsql-*` from
+    /// the newest. If there are only others, the error is about the first that is too old.
     ///
     /// With a `cache` directory the program is asked for its version once, and then only when it has changed.
     pub async fn find(pgbin: Option<&Path>, cache: Option<&Path>) -> Result<Self, InstallError> {
@@ -117,12 +122,13 @@ impl Installation {
                 named.to_owned()
             }
             Some(name) if name != Path::new("postgres") => {
-                in_path(name).ok_or_else(|| InstallError::NotThere {
+                let path = env::var_os("PATH").unwrap_or_default();
+                in_path(&path, name).next().ok_or_else(|| InstallError::NotThere {
                     path: name.to_owned(),
                     searched: Some(" (looked up in PATH)".to_owned()),
                 })?
             }
-            _ => search().await.ok_or(InstallError::NoneFound)?,
+            _ => return search(&Places::of_this_machine(), cache).await,
         };
         Self::at(path, cache).await
     }
@@ -182,38 +188,79 @@ async fn version_of(postgres: &Path) -> Result<String, InstallError> {
     Ok(String::from_utf8_lossy(&printed).into_owned())
 }
 
-async fn search() -> Option<PathBuf> {
-    if let Some(found) = in_path(Path::new("postgres")) {
-        return Some(found);
-    }
-    let mut command = Command::new("pg_config");
-    command.arg("--bindir");
-    if let Ok(output) = process::run(command, &CancellationToken::new(), limits::VERSION_PROBE).await {
-        let bindir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        let found = bindir.join("postgres");
-        // pg_config comes with the client library too, and then names a directory without a server.
-        if output.status.success() && is_program(&found) {
-            return Some(found);
+/// Where servers are looked for.
+#[derive(Debug)]
+struct Places {
+    /// As `PATH` has it.
+    path: OsString,
+    /// Directories with one subdirectory for each version, and what comes before the number in its name.
+    packages: Vec<(PathBuf, &'static str)>,
+}
+
+impl Places {
+    fn of_this_machine() -> Self {
+        Self {
+            path: env::var_os("PATH").unwrap_or_default(),
+            packages: vec![(DEBIAN.into(), ""), (REDHAT.0.into(), REDHAT.1)],
         }
     }
-    newest_below(Path::new(DEBIAN)).ok().flatten()
+
+    /// What `pg_config` says. It comes with the client library too, and then names a directory without a server.
+    async fn configured(&self) -> Option<PathBuf> {
+        let mut command = Command::new(in_path(&self.path, "pg_config".as_ref()).next()?);
+        command.arg("--bindir");
+        let output = process::run(command, &CancellationToken::new(), limits::VERSION_PROBE).await.ok()?;
+        let bindir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        let found = bindir.join("postgres");
+        (output.status.success() && is_program(&found)).then_some(found)
+    }
+
+    /// The versions of all packages, the newest first.
+    fn packaged(&self) -> Vec<PathBuf> {
+        let mut versions: Vec<(u32, PathBuf)> = Vec::new();
+        for (root, prefix) in &self.packages {
+            let Ok(entries) = fs::read_dir(root) else { continue };
+            versions.extend(entries.filter_map(|entry| {
+                let entry = entry.ok()?;
+                let version = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+                let program = entry.path().join("bin/postgres");
+                is_program(&program).then_some((version, program))
+            }));
+        }
+        versions.sort();
+        versions.into_iter().rev().map(|(_, program)| program).collect()
+    }
 }
 
-fn newest_below(root: &Path) -> io::Result<Option<PathBuf>> {
-    let mut versions: Vec<(u32, PathBuf)> = fs::read_dir(root)?
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let version = entry.file_name().to_str()?.parse().ok()?;
-            let program = entry.path().join("bin/postgres");
-            is_program(&program).then_some((version, program))
-        })
-        .collect();
-    versions.sort();
-    Ok(versions.pop().map(|(_, path)| path))
+/// The first server of a served version.
+async fn search(places: &Places, cache: Option<&Path>) -> Result<Installation, InstallError> {
+    let mut refused: Option<InstallError> = None;
+    // One after the other: asking costs, and nearly always the first is taken.
+    for place in 0..3 {
+        let candidates = match place {
+            0 => in_path(&places.path, "postgres".as_ref()).collect(),
+            1 => places.configured().await.into_iter().collect(),
+            _ => places.packaged(),
+        };
+        for candidate in candidates {
+            let error = match Installation::at(candidate, cache).await {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
+            tracing::info!(%error, "a PostgreSQL was passed over");
+            let says_more = |known: &InstallError| {
+                matches!(error, InstallError::TooOld { .. }) && !matches!(known, InstallError::TooOld { .. })
+            };
+            if refused.as_ref().is_none_or(says_more) {
+                refused = Some(error);
+            }
+        }
+    }
+    Err(refused.unwrap_or(InstallError::NoneFound))
 }
 
-fn in_path(name: &Path) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| is_program(path))
+fn in_path(path: &OsStr, name: &Path) -> impl Iterator<Item = PathBuf> {
+    env::split_paths(path).map(move |dir| dir.join(name)).filter(|path| is_program(path))
 }
 
 fn is_program(path: &Path) -> bool {
@@ -274,12 +321,52 @@ mod tests {
     #[test]
     fn the_newest_version_is_taken_by_number() {
         let dir = tempfile::tempdir().unwrap();
-        for version in ["9", "15", "16", "notes"] {
-            fs::create_dir_all(dir.path().join(version).join("bin")).unwrap();
-            script(&dir.path().join(version).join("bin"), "postgres", "true");
+        let bin = |version: &str| dir.path().join(version).join("bin");
+        for version in ["9", "15", "16", "notes", "pgsql-18", "pgsql-x"] {
+            fs::create_dir_all(bin(version)).unwrap();
+            script(&bin(version), "postgres", "true");
         }
-        fs::create_dir_all(dir.path().join("17/bin")).unwrap();
-        let found = newest_below(dir.path()).unwrap().unwrap();
-        assert_eq!(found, dir.path().join("16/bin/postgres"), "17 has no server");
+        fs::create_dir_all(bin("17")).unwrap();
+        let packages = vec![(dir.path().to_owned(), ""), (dir.path().to_owned(), "pgsql-")];
+        let found = Places { path: OsString::new(), packages }.packaged();
+        let expected = ["pgsql-18", "16", "15", "9"].map(|version| bin(version).join("postgres"));
+        assert_eq!(found, expected, "17 has no server");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_too_old_does_not_hide_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = fs::canonicalize(dir.path()).map(|path| (dir, path)).unwrap();
+        let place = |name: &str, answer: &str| {
+            let place = dir.1.join(name);
+            fs::create_dir_all(&place).unwrap();
+            script(&place, "postgres", &format!("echo '{answer}'"))
+        };
+        let broken = place("broken", "hello");
+        let old = place("old", "postgres (PostgreSQL) 14.9");
+        let path = env::join_paths([broken.parent().unwrap(), old.parent().unwrap()]).unwrap();
+        let search_in = |path: &OsStr| {
+            let places = Places { path: path.to_owned(), packages: vec![(dir.1.join("packages"), "v")] };
+            async move { search(&places, None).await.map(|found| found.postgres) }
+        };
+
+        let none = search_in("".as_ref()).await.unwrap_err();
+        assert!(matches!(none, InstallError::NoneFound), "{none}");
+        let error = search_in(&path).await.unwrap_err();
+        assert!(matches!(&error, InstallError::TooOld { path, .. } if *path == old), "{error}");
+
+        let packaged = place("packages/v16/bin", "postgres (PostgreSQL) 16.1");
+        place("packages/v15/bin", "postgres (PostgreSQL) 15.1");
+        assert_eq!(search_in(&path).await.unwrap(), packaged);
+
+        let configured = place("configured", "postgres (PostgreSQL) 15.2");
+        let bindir = configured.parent().unwrap().display();
+        script(old.parent().unwrap(), "pg_config", &format!("test \"$1\" = --bindir && echo {bindir}"));
+        assert_eq!(search_in(&path).await.unwrap(), configured);
+
+        let good = place("good", "postgres (PostgreSQL) 17.3");
+        let path =
+            env::join_paths(env::split_paths(&path).chain([good.parent().unwrap().to_owned()])).unwrap();
+        assert_eq!(search_in(&path).await.unwrap(), good);
     }
 }

@@ -38,7 +38,7 @@ pub struct Launch {
     pub pgdata: Arc<DataDir>,
     /// Settings given on the command line, which override every file; none in an ordinary start.
     pub options: Vec<(String, String)>,
-    /// Environment on top of our own.
+    /// Environment on top of our own, which is passed on except for the token for the control plane.
     pub env: Vec<(OsString, Secret)>,
     /// Where its log goes.
     pub log: LogSink,

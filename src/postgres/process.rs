@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::proctable::{self, Stat};
+use crate::control_plane::TOKEN_VARIABLE;
 use crate::limits;
 
 /// Why a helper program did not run to its end.
@@ -169,7 +170,12 @@ enum Leader {
 
 impl Group {
     /// Starts it. Must be called inside the runtime.
+    ///
+    /// The token for the control plane is ours and not inherited; who needs it is given it by the command.
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
+        if !command.get_envs().any(|(name, _)| name == TOKEN_VARIABLE) {
+            command.env_remove(TOKEN_VARIABLE);
+        }
         let mut managed = managed();
         let mut child = command.process_group(0).spawn()?;
         let pid = i32::try_from(child.id()).expect("a pid of Linux fits into i32");

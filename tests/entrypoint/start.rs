@@ -285,11 +285,28 @@ fn a_bare_spec_can_be_refreshed_too() {
     crate::support::pg::give(&place.config_file());
     let mut command = place.program();
     let legacy = |word: String| if word == "--config" { "-S".to_owned() } else { word };
-    command.args(place.arguments().into_iter().map(legacy));
+    // A bare spec comes without keys, so that no token is ever accepted.
+    command.args(place.arguments().into_iter().map(legacy)).arg("--standalone");
     let node = place.run(command);
     node.wait_status("running");
     assert_eq!(node.refresh(), 200);
     let back = ["init", "running", "refresh-configuration-pending", "running"];
     node.wait("the way back", |node| (node.transitions() == back).then_some(()));
+    node.terminate();
+}
+
+#[test]
+fn the_token_for_the_control_plane_does_not_reach_what_postgres_runs() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = place.program();
+    command.args(place.arguments()).env("NEON_CONTROL_PLANE_TOKEN", "of no use").env("ANOTHER", "passed on");
+    let node = place.run(command);
+    node.wait_status("running");
+    let seen = place.path().join("environment");
+    place.sql(&format!("copy (select 1) to program 'cat >{0}; env >{0}'", seen.display()));
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert!(seen.lines().any(|line| line == "ANOTHER=passed on"), "{seen}");
+    assert!(!seen.contains("NEON_CONTROL_PLANE_TOKEN"), "{seen}");
     node.terminate();
 }

@@ -111,6 +111,19 @@ async fn a_child_has_its_own_group_and_no_descriptors_of_ours() {
 }
 
 #[tokio::test]
+async fn the_control_planes_token_is_only_passed_on_purpose() {
+    let mut inheriting = shell("true");
+    Group::spawn(&mut inheriting).unwrap().finish().await.unwrap();
+    let passed =
+        |command: &Command| command.get_envs().find(|(name, _)| *name == TOKEN_VARIABLE).unwrap().1.is_some();
+    assert!(!passed(&inheriting));
+    let mut given = shell("true");
+    given.env(TOKEN_VARIABLE, "token");
+    Group::spawn(&mut given).unwrap().finish().await.unwrap();
+    assert!(passed(&given));
+}
+
+#[tokio::test]
 async fn reaping_orphans_leaves_managed_children_their_status() {
     let group = Group::spawn(&mut shell("exit 7")).unwrap();
     group.exited().await.unwrap();
