@@ -12,6 +12,7 @@ mod terminal;
 mod warm_up;
 mod world;
 
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,16 +40,28 @@ use world::{Parts, RealWorld};
 
 /// Runs a node from its first step to its exit code.
 pub fn run(options: RunOptions) -> ExitCode {
-    telemetry::log::init();
-    if let Err(error) = signals::catch_early() {
-        tracing::error!(%error, "signals cannot be caught");
+    if let Err(error) = telemetry::log::init() {
+        let _ = writeln!(std::io::stderr(), "nothing can be logged: {error}");
         return ExitCode::Internal;
     }
+    let caught = signals::catch_early();
+    // Until the end, so that the exit code is ours to give and the last lines are written to our own terminal.
+    let _foreground = options.standalone.then(Foreground::take);
+    let code = match caught {
+        Ok(()) => run_logged(options),
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be caught");
+            ExitCode::Internal
+        }
+    };
+    telemetry::log::flush(limits::LOG_FLUSH);
+    code
+}
+
+fn run_logged(options: RunOptions) -> ExitCode {
     for warning in options.not_yet_served() {
         tracing::warn!("{warning}");
     }
-    // Until the end, so that the exit code is ours to give.
-    let _foreground = options.standalone.then(Foreground::take);
     match prepare_and_run(options) {
         Ok(code) => code,
         Err(error) => {
