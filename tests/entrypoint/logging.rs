@@ -8,7 +8,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::mkfifo;
 
-use crate::support::node::{Node, Place};
+use crate::support::node::{Node, Place, eventually};
 use crate::support::pg;
 
 /// A log that is a FIFO, and its reading end. The program opens it by itself.
@@ -31,9 +31,15 @@ fn started<'a>(place: &'a Place, fifo: &Path) -> Node<'a> {
     node
 }
 
-/// More than the pipes and the queue hold.
+/// Has Postgres log more than the pipes and the queue hold, which must come to an end.
 fn flood(place: &Place) {
-    place.sql("do $$ begin for i in 1..200 loop raise log '%', repeat('x', 100000); end loop; end $$");
+    let sql = "do $$ begin for i in 1..200 loop raise log '%', repeat('x', 100000); end loop; end $$";
+    let port = place.postgres.to_string();
+    let mut psql = pg::command("psql");
+    psql.args(["-Xq", "-h", "127.0.0.1", "-U", pg::ADMIN, "-d", "postgres", "-p", &port, "-c", sql]);
+    let mut child = psql.spawn().unwrap();
+    let ended = eventually("the end of the flood", || child.try_wait().unwrap());
+    assert!(ended.success(), "{ended}");
 }
 
 #[test]
