@@ -73,6 +73,20 @@ pub const WARM_UP_SWEEP: Duration = Duration::from_secs(1);
 /// The same for a postmaster that a fault of this program left behind.
 pub const LAST_SWEEP: Duration = Duration::from_secs(20);
 
+// ---- log ----------------------------------------------------------------------------------------------
+
+/// Bytes of log lines that wait to be written; half of it is Postgres's share. With a whole message of Postgres's
+/// ([`LOG_RECORD`]) on top of its share there is still room for thousands of our own lines.
+pub const LOG_QUEUE: usize = 4 * 1024 * 1024;
+
+/// How long Postgres waits for the reader of a full log before its lines are dropped instead. A reader that
+/// rotates its files needs less; a stop, which Postgres cannot do without writing a few lines, allows for more.
+pub const LOG_STALL: Duration = Duration::from_secs(3);
+
+/// How long the end of the process waits for the last lines to be read: no reader that reads needs as much, and
+/// one that does not must not keep the process.
+pub const LOG_FLUSH: Duration = Duration::from_secs(2);
+
 // ---- spec ---------------------------------------------------------------------------------------------
 
 /// Largest config or spec file read, in bytes: as much as `POST /configure` takes, so that whatever can be sent

@@ -13,7 +13,7 @@ mod terminal;
 mod warm_up;
 mod world;
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -43,16 +43,28 @@ use world::{Parts, RealWorld};
 
 /// Runs a node from its first step to its exit code.
 pub fn run(options: RunOptions) -> ExitCode {
-    telemetry::log::init();
-    if let Err(error) = signals::catch_early() {
-        tracing::error!(%error, "signals cannot be caught");
+    if let Err(error) = telemetry::log::init() {
+        let _ = writeln!(std::io::stderr(), "nothing can be logged: {error}");
         return ExitCode::Internal;
     }
+    let caught = signals::catch_early();
+    // Until the end, so that the exit code is ours to give and the last lines are written to our own terminal.
+    let _foreground = options.standalone.then(Foreground::take);
+    let code = match caught {
+        Ok(()) => run_logged(options),
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be caught");
+            ExitCode::Internal
+        }
+    };
+    telemetry::log::flush(limits::LOG_FLUSH);
+    code
+}
+
+fn run_logged(options: RunOptions) -> ExitCode {
     for warning in options.not_yet_served() {
         tracing::warn!("{warning}");
     }
-    // Until the end, so that the exit code is ours to give.
-    let _foreground = options.standalone.then(Foreground::take);
     match prepare_and_run(options) {
         Ok(code) => code,
         Err(error) => {

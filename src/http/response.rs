@@ -114,7 +114,13 @@ impl From<Rejected> for Problem {
 
 impl Reply for Problem {
     fn into_response(self) -> Response {
-        tracing::error!(code = self.status.as_u16(), "{}", self.logged.as_ref().unwrap_or(&self.text));
+        let (code, text) = (self.status.as_u16(), self.logged.as_ref().unwrap_or(&self.text));
+        if self.status.is_server_error() {
+            tracing::error!(code, "{text}");
+        } else {
+            // The client's fault: anybody could fill the log with errors otherwise.
+            tracing::info!(code, "{text}");
+        }
         let mut response = if self.plain {
             warp::reply::with_header(self.text, CONTENT_TYPE, "text/plain; charset=utf-8").into_response()
         } else {

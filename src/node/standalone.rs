@@ -78,8 +78,10 @@ impl Banner {
     /// Prints on standard output when the compute runs; never, if it ends before.
     pub(super) async fn print_when_running(self, mut published: watch::Receiver<Arc<Snapshot>>) {
         if published.wait_for(|snapshot| snapshot.status == ComputeStatus::Running).await.is_ok() {
-            // Standard output may be closed, which is no reason to stop.
-            let _ = std::io::Write::write_all(&mut std::io::stdout(), self.boxed().as_bytes());
+            // Standard output may be closed, which is no reason to stop, or not be read, which may hold up
+            // nothing else.
+            let print = move || std::io::Write::write_all(&mut std::io::stdout(), self.boxed().as_bytes());
+            let _ = tokio::task::spawn_blocking(print).await;
         }
     }
 

@@ -1,16 +1,17 @@
 //! The server's standard output and error, put together into messages and passed on.
 //!
-//! A thread of its own does it: writing to our stderr may block, and then the server should be the one that
+//! A thread of its own does it: passing on may block, and then the server should be the one that
 //! waits, not a worker of the runtime. Nothing else waits for this thread; orphaned backends may hold the pipe
 //! long after the postmaster is gone.
 
 use std::fmt;
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, Read};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::watch;
 
 use crate::limits;
+use crate::telemetry;
 
 /// Joins the lines of one message: invisible, never part of a log line itself, and what readers of the
 /// original's output split at.
@@ -20,10 +21,10 @@ const JOINER: &str = "\u{200b}";
 pub struct LogSink(Box<dyn FnMut(&str) + Send>);
 
 impl LogSink {
-    /// Our own standard error, one write per message.
+    /// Our own standard error, one write per message, in order with our own lines; they are written once
+    /// [`telemetry::log::init`] was called. The server waits for a slow reader, but not for one that has stalled.
     pub fn stderr() -> Self {
-        // When nobody reads our stderr there is nobody to tell.
-        Self::new(|message| drop(io::stderr().lock().write_all(message.as_bytes())))
+        Self::new(telemetry::log::pass)
     }
 
     /// A function of the caller's. It may block; the server then waits.
@@ -144,6 +145,7 @@ fn starts_message(line: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::sync::mpsc;
 
     fn messages(chunks: &[&[u8]]) -> Vec<String> {

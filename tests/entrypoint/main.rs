@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod crash;
+mod logging;
 mod refusals;
 mod signals;
 mod start;

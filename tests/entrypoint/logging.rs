@@ -1,0 +1,109 @@
+//! Whoever reads the log may go away or stall; the node goes on, and ends.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::unistd::mkfifo;
+
+use crate::support::node::{Node, Place, eventually};
+use crate::support::pg;
+
+/// A log that is a FIFO, and its reading end. The program opens it by itself.
+fn fifo(place: &Place) -> (PathBuf, File) {
+    let path = place.path().join("log.fifo");
+    mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    pg::give(&path);
+    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    (path, reader)
+}
+
+/// A node whose standard output and error are the FIFO.
+fn started<'a>(place: &'a Place, fifo: &Path) -> Node<'a> {
+    place.configure(&place.spec());
+    let onto = format!("exec \"$@\" >'{}' 2>&1", fifo.display());
+    let mut command = place.wrapped(&["sh", "-c", &onto, "sh"]);
+    command.args(place.arguments());
+    let node = place.run(command);
+    node.wait_status("running");
+    node
+}
+
+/// Has Postgres log more than the pipes and the queue hold, which must come to an end.
+fn flood(place: &Place) {
+    let sql = "do $$ begin for i in 1..200 loop raise log '%', repeat('x', 100000); end loop; end $$";
+    let port = place.postgres.to_string();
+    let mut psql = pg::command("psql");
+    psql.args(["-Xq", "-h", "127.0.0.1", "-U", pg::ADMIN, "-d", "postgres", "-p", &port, "-c", sql]);
+    let mut child = psql.spawn().unwrap();
+    let ended = eventually("the end of the flood", || child.try_wait().unwrap());
+    assert!(ended.success(), "{ended}");
+}
+
+#[test]
+fn a_reader_that_is_gone_does_not_end_the_node() {
+    let place = Place::new();
+    let (path, reader) = fifo(&place);
+    let node = started(&place, &path);
+    drop(reader);
+    flood(&place);
+    assert_eq!(node.post("/terminate?mode=wrong", None).0, 400, "something of our own to log");
+    assert_eq!(node.status().unwrap()["status"], "running");
+    let before = place.processes();
+    node.signal(Signal::SIGTERM);
+    node.ends_with(0, &before);
+    assert_eq!(place.cluster_state(), "shut down");
+}
+
+#[test]
+fn a_stalled_reader_blocks_neither_the_node_nor_its_end() {
+    for by_signal in [true, false] {
+        let place = Place::new();
+        let (path, reader) = fifo(&place);
+        let node = started(&place, &path);
+        flood(&place);
+        assert_eq!(node.status().unwrap()["status"], "running");
+        assert_eq!(place.sql("select 1"), "1", "Postgres is not held up for ever either");
+        let before = place.processes();
+        if by_signal {
+            node.signal(Signal::SIGTERM);
+        } else {
+            let (code, _) = node.post("/terminate?mode=immediate", None);
+            assert_eq!(code, 200);
+        }
+        node.ends_with(0, &before);
+        assert_eq!(place.cluster_state(), "shut down");
+        drop(reader);
+    }
+}
+
+#[test]
+fn the_last_lines_are_written() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    node.signal(Signal::SIGTERM);
+    node.ends_with(0, &[]);
+    let log = node.log();
+    assert!(log.lines().last().unwrap().contains("ended reason=Stopped"), "{log}");
+    let (shut, ended) = (log.find("database system is shut down"), log.find("ended reason="));
+    assert!(shut.is_some() && shut < ended, "{log}");
+}
+
+#[test]
+fn a_refused_request_is_no_error() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut node = place.start(&[]);
+    node.wait_status("running");
+    let token = node.token.take();
+    assert_eq!(node.request("POST", "/terminate", None).unwrap().0, 400);
+    node.token = token;
+    node.terminate();
+    let log = node.log();
+    assert!(log.contains("code=400"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+}
