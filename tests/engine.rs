@@ -16,7 +16,7 @@ use compute_states::{
 };
 use futures_util::poll;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How a kind of work goes.
@@ -176,6 +176,27 @@ async fn until(handle: &Handle, status: ComputeStatus) {
     handle.watch().wait_for(|snapshot| snapshot.status == status).await.expect("the loop runs");
 }
 
+/// Lets the other tasks run until the condition holds.
+async fn once(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    // Yielding keeps paused time from advancing, so the bound is on the turns taken.
+    tokio::select! {
+        biased;
+        () = wait => {}
+        () = turns(100_000) => panic!("the condition never holds"),
+    }
+}
+
+async fn turns(count: usize) {
+    for _ in 0..count {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Fills the part of the queue that clients may use; the loop must not be running.
 async fn crowd(handle: &Handle) -> Vec<tokio::task::JoinHandle<Result<engine::queue::Answer, Rejected>>> {
     let places = limits::QUEUE - limits::QUEUE_RESERVE;
@@ -184,9 +205,7 @@ async fn crowd(handle: &Handle) -> Vec<tokio::task::JoinHandle<Result<engine::qu
         tokio::spawn(async move { handle.configure(SPEC).await })
     });
     let clients: Vec<_> = clients.collect();
-    // So that all of them have knocked.
-    sleep(Duration::from_millis(1)).await;
-    assert_eq!(handle.queue_depth(), places);
+    once(|| handle.queue_depth() == places).await;
     clients
 }
 
@@ -207,8 +226,8 @@ async fn a_crowd_is_refused_while_a_termination_gets_in() {
     let last = handle.clone();
     let termination = tokio::spawn(async move { last.terminate(TerminateMode::Immediate).await });
     handle.report(Event::ReloadSignalled).await;
-    sleep(Duration::from_millis(1)).await;
-    assert_eq!(handle.queue_depth(), depth + 2, "both got in");
+    // Both got in.
+    once(|| handle.queue_depth() == depth + 2).await;
 
     let outcome = engine.run().await;
     assert_eq!(outcome.ended, Ended::Exit(ExitReason::Stopped));
@@ -424,9 +443,8 @@ async fn a_loop_that_is_dropped_takes_everything_along() {
     until(&handle, ComputeStatus::Running).await;
     running.abort();
     assert!(running.await.expect_err("it was aborted").is_cancelled());
-    sleep(Duration::from_millis(1)).await;
+    once(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() == 0).await;
     assert_eq!(world.log().last().map(String::as_str), Some("postmaster dropped"));
-    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
 #[tokio::test(start_paused = true)]
