@@ -125,6 +125,71 @@ pub const INITDB: Duration = Duration::from_secs(300);
 /// and they overlap; more threads than this only contend for the directory locks.
 pub const CLONE_THREADS: usize = 4;
 
+// ---- archives -----------------------------------------------------------------------------------------
+
+/// Bytes read from a source at once, and written to a file at once: large enough that system calls and
+/// hand-overs between threads do not show, small enough to stay in a processor's cache.
+pub const UNPACK_CHUNK: usize = 64 * 1024;
+
+/// Chunks that may wait between source and unpacker, so that a short stall of one does not stop the other.
+/// With the size of the source's chunks this is
+/// what bounds the memory of an unpacker.
+pub const UNPACK_CHUNKS: usize = 8;
+
+/// Entries of an archive, extended headers included. A cluster has some thousand files for each database and
+/// one more for each GiB of a table; beyond this it is somebody who wants our inodes.
+pub const UNPACK_ENTRIES: u64 = 10_000_000;
+
+/// Bytes of all files of an archive together, by their headers, and of the unpacked stream. More than any
+/// cluster that is restored from one stream within the deadline of the work; the file system has the last word below it.
+pub const UNPACK_BYTES: u64 = 16 << 40;
+
+/// Bytes of an extended header (a long name, or a pax header). Two names of [`UNPACK_NAME`] and some times and
+/// owners fit several times over; it is held in memory.
+pub const UNPACK_EXTENSION: u64 = 64 * 1024;
+
+/// Longest path of an entry, in bytes: PostgreSQL's `MAXPGPATH`.
+pub const UNPACK_NAME: usize = 1024;
+
+/// Longest name of one file, in bytes: `NAME_MAX` of Linux.
+pub const UNPACK_COMPONENT: usize = 255;
+
+/// Directories an entry may lie in, one within the other. PostgreSQL needs four; each costs a system call and
+/// a level of recursion when the directory is removed again.
+pub const UNPACK_DEPTH: usize = 32;
+
+/// Zero bytes that may follow the end of an archive. `tar` fills its last record, 10 KiB unless told otherwise;
+/// devices wanted up to some MiB.
+pub const UNPACK_PADDING: u64 = 16 << 20;
+
+/// Largest window of zstd, as a power of two, and so the memory a stream may claim: 8 MiB, which every level up
+/// to 19 stays within and RFC 8878 wants supported.
+pub const UNPACK_ZSTD_WINDOW: u32 = 23;
+
+/// How long a connection to a server of archives may take.
+pub const ARCHIVE_CONNECT: Duration = Duration::from_secs(10);
+
+/// How long such a server may be silent, before its answer and in the middle of it. There is no bound on the
+/// whole, which depends on the size; an object store that has to fetch from a slow tier takes some seconds.
+pub const ARCHIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// Attempts in a row that got less than [`ARCHIVE_PROGRESS`] before a download is given up. With the pauses in
+/// between they outlast the restart of a server.
+pub const ARCHIVE_ATTEMPTS: u32 = 8;
+
+/// Pause before the second attempt; it doubles with each further one, up to [`ARCHIVE_PAUSE_MAX`].
+pub const ARCHIVE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Longest pause between two attempts.
+pub const ARCHIVE_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Bytes after which a download counts as working, so that earlier failures are forgotten: a large archive
+/// may take many connections. It also bounds the number of attempts by the size of the archive.
+pub const ARCHIVE_PROGRESS: u64 = 16 << 20;
+
+/// Redirects that are followed: from a name to an object store takes one or two.
+pub const ARCHIVE_REDIRECTS: usize = 5;
+
 // ---- postgres -----------------------------------------------------------------------------------------
 
 /// How long a program may take to print its version: it reads nothing but its own file, so this bounds a

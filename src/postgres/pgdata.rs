@@ -29,7 +29,7 @@ pub const MARKER: &str = ".compute_ctl";
 pub const OVERRIDE_FLAG: &str = "--overwrite-foreign-pgdata";
 
 /// The marker while it is written.
-const MARKER_NEW: &str = ".compute_ctl.new";
+pub(crate) const MARKER_NEW: &str = ".compute_ctl.new";
 
 const LOCK_FILE: &str = "postmaster.pid";
 
