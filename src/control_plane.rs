@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use compute_states::FailureClass;
 use reqwest::header::{AUTHORIZATION, HeaderValue};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -234,14 +234,20 @@ fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
         .map_err(|error| format!("{}: {}", error.path(), without_values(error.inner())))
 }
 
+fn client(url: &str) -> Result<Client, reqwest::Error> {
+    trusting_client(url, || Client::builder().timeout(limits::CONTROL_PLANE_REQUEST))
+}
+
 /// Trusts what this machine trusts: the system's certificates, or those that `SSL_CERT_FILE` names. Unlike a
 /// list compiled in, that includes an operator's own authority, and it is what reqwest brings along anyway.
-fn client(url: &str) -> Result<Client, reqwest::Error> {
-    let builder = || {
-        let builder = Client::builder().timeout(limits::CONTROL_PLANE_REQUEST);
-        // No proxy stands between a machine and itself.
-        if is_loopback(url) { builder.no_proxy() } else { builder }
-    };
+pub(crate) fn trusting_client(
+    url: &str,
+    settings: impl Fn() -> ClientBuilder,
+) -> Result<Client, reqwest::Error> {
+    // Without it, no client can be made.
+    init_tls();
+    // No proxy stands between a machine and itself.
+    let builder = || if is_loopback(url) { settings().no_proxy() } else { settings() };
     match builder().build() {
         // Plain HTTP needs no certificates, and a small image has none.
         Err(_) if !url.starts_with("https:") => builder().tls_certs_only([]).build(),

@@ -1,8 +1,7 @@
 //! Where the data directory comes from: one trait, a file per kind.
 //!
 //! A kind prepares PGDATA and nothing else; it never starts a server. `postgresql.conf` is written after it,
-//! by whoever starts the server. Kinds of Neon's storage, base backups and archives are named here but not
-//! served yet.
+//! by whoever starts the server. Kinds of Neon's storage and base backups are named here but not served yet.
 //!
 //! **`pg_dynshmem`** stays the ordinary directory that `initdb` makes. Neon's original replaces it by a symlink
 //! to `/dev/shm`, which matters only with `dynamic_shared_memory_type = mmap`; there, a starting server unlinks
@@ -10,9 +9,11 @@
 //! other's segments, and after a reboot of a kept directory nothing is lost by not having it. The default type,
 //! `posix`, uses `/dev/shm` by itself, under names of its own.
 
+mod archive;
 mod existing;
 mod identity;
 mod initdb;
+pub mod unpack;
 
 use std::fmt;
 use std::io;
@@ -23,9 +24,14 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::postgres::process::RunError;
-use crate::postgres::{DataDir, Installation, PgdataError};
+use crate::postgres::{ClearRule, Contents, DataDir, Installation, PgdataError};
+use crate::spec::document::StorageSpec;
 use crate::spec::resolve::StorageKind;
+use crate::spec::store::StoredSpec;
+use crate::spec::{self, archive::ParameterFault};
+use unpack::UnpackError;
 
+pub use archive::{Archive, ArchiveError, AttemptError, DownloadError, Timing};
 pub use existing::Existing;
 pub use initdb::Initdb;
 
@@ -33,11 +39,19 @@ pub use initdb::Initdb;
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The spec asks for a kind that is not served.
-    #[error("this build does not serve storage kind \"{kind}\" yet; it serves \"initdb\" and \"existing\"")]
+    #[error(
+        "this build does not serve storage kind \"{kind}\" yet; it serves \"initdb\", \"existing\" and \"archive\""
+    )]
     NotServed {
         /// The kind.
         kind: StorageKind,
     },
+    /// The parameters in the spec are wrong, a placeholder that nobody has filled in for one.
+    #[error("{0}")]
+    Parameter(ParameterFault),
+    /// The archive could not be had, or is not what it should be.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// The directory itself: in use, not ours, or an operation on it failed.
     #[error(transparent)]
     Pgdata(#[from] PgdataError),
@@ -108,11 +122,18 @@ impl StorageError {
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         };
         match self {
-            Self::Io { source, .. } | Self::Pgdata(PgdataError::Io { source, .. }) => full(source),
+            Self::Io { source, .. }
+            | Self::Pgdata(PgdataError::Io { source, .. })
+            | Self::Archive(ArchiveError::Unpack(UnpackError::Io { source, .. })) => full(source),
             // strerror(ENOSPC) in the C locale, which initdb is run with.
             Self::Initdb { output } => output.contains("No space left on device"),
             _ => false,
         }
+    }
+
+    /// A server does not answer, or not as it should: it may do so later.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Archive(ArchiveError::Download(error)) if error.is_transient())
     }
 
     /// The caller's own wish, not a failure.
@@ -120,6 +141,7 @@ impl StorageError {
         matches!(
             self,
             Self::Cancelled
+                | Self::Archive(ArchiveError::Unpack(UnpackError::Cancelled))
                 | Self::Run(RunError::Cancelled { .. })
                 | Self::Pgdata(PgdataError::Cancelled { .. })
         )
@@ -172,13 +194,19 @@ pub trait Storage: fmt::Debug + Send + Sync {
 /// The storage a spec asks for.
 ///
 /// # Errors
-/// [`StorageError::NotServed`] for a kind that is not built yet.
-pub fn open(kind: StorageKind) -> Result<Box<dyn Storage>, StorageError> {
-    match kind {
-        StorageKind::Initdb => Ok(Box::new(Initdb)),
-        StorageKind::Existing => Ok(Box::new(Existing)),
-        StorageKind::Neon | StorageKind::BaseBackup | StorageKind::Archive => {
-            Err(StorageError::NotServed { kind })
+/// [`StorageError::NotServed`] for a kind that is not built yet, [`StorageError::Parameter`] for parameters that
+/// cannot be used.
+pub fn open(stored: &StoredSpec) -> Result<Box<dyn Storage>, StorageError> {
+    match &stored.document.storage {
+        Some(StorageSpec::Initdb) => Ok(Box::new(Initdb)),
+        Some(StorageSpec::Existing) => Ok(Box::new(Existing)),
+        Some(StorageSpec::Archive(parameters)) => match spec::archive::decode(parameters) {
+            Ok(archive) => Ok(Box::new(Archive::new(archive))),
+            // Never none.
+            Err(mut faults) => Err(StorageError::Parameter(faults.swap_remove(0))),
+        },
+        None | Some(StorageSpec::Neon | StorageSpec::BaseBackup(_)) => {
+            Err(StorageError::NotServed { kind: stored.resolved.storage })
         }
     }
 }
@@ -189,6 +217,25 @@ pub fn open(kind: StorageKind) -> Result<Box<dyn Storage>, StorageError> {
 /// As [`Storage::prepare`]. Nothing depends on it: whatever is missing is made when it is needed.
 pub async fn warm_up(context: &Context) -> Result<(), StorageError> {
     initdb::ensure_template(context).await
+}
+
+/// Whether a server that is started again by this process finds its directory as it left it: then it is kept,
+/// whatever the kind.
+async fn kept_for_restart(context: &Context) -> Result<bool, StorageError> {
+    if !context.restart {
+        return Ok(false);
+    }
+    let pgdata = context.pgdata.clone();
+    blocking(&context.cancel, move |_| {
+        pgdata.ensure_unused()?;
+        Ok(pgdata.contents()? == Contents::Ours)
+    })
+    .await
+}
+
+/// What a kind that makes the directory anew at each start may remove.
+fn rule(context: &Context) -> ClearRule {
+    ClearRule { overwrite_foreign: context.overwrite_foreign, ..ClearRule::default() }
 }
 
 /// Runs file work on a blocking thread. The work gets a token that also fires when the future is dropped, for

@@ -217,6 +217,7 @@ impl Parts {
     fn check(&self, spec: Revision) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
         servable(&stored)?;
+        storage::open(&stored).map_err(permanent)?;
         self.render(&stored)?;
         Ok(Done::Done)
     }
@@ -260,7 +261,7 @@ impl Parts {
     pub(super) async fn refuse_early(&self, spec: Revision) -> Result<(), StartError> {
         self.check(spec)?;
         let stored = self.stored(spec)?;
-        let storage = storage::open(stored.resolved.storage)?;
+        let storage = storage::open(&stored)?;
         storage.judge(&self.context(false, &CancellationToken::new())).await?;
         Ok(())
     }
@@ -287,7 +288,7 @@ impl Parts {
         servable(&stored)?;
         // Rendered first: a spec that cannot be written must not cost a data directory.
         let text = self.render(&stored)?;
-        let storage = storage::open(stored.resolved.storage).map_err(permanent)?;
+        let storage = storage::open(&stored).map_err(permanent)?;
         let prepared = storage.prepare(&self.context(restart, token)).await.map_err(storage_error)?;
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
         self.write_files(text, true).await?;
@@ -431,12 +432,13 @@ fn permanent(error: impl std::error::Error + 'static) -> WorkError {
     WorkError::new(FailureClass::Permanent, &error)
 }
 
-/// A full disk can be emptied; what is not ours stays so.
+/// A full disk can be emptied, and a server can come back; what is not ours stays so.
 fn storage_error(error: StorageError) -> WorkError {
     if error.is_cancelled() {
         return WorkError::cancelled();
     }
-    let class = if error.is_disk_full() { FailureClass::Transient } else { FailureClass::Permanent };
+    let passes = error.is_disk_full() || error.is_unreachable();
+    let class = if passes { FailureClass::Transient } else { FailureClass::Permanent };
     WorkError::new(class, &error)
 }
 

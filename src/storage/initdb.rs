@@ -25,10 +25,10 @@ use futures_util::future::BoxFuture;
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Prepared, Storage, StorageError, blocking, identity};
+use super::{Context, Prepared, Storage, StorageError, blocking, identity, kept_for_restart, rule};
 use crate::limits;
 use crate::postgres::process;
-use crate::postgres::{ClearRule, Contents, Installation};
+use crate::postgres::{ClearRule, Installation};
 
 /// The file of a template that holds its key, written last.
 const COMPLETE: &str = "complete";
@@ -58,25 +58,14 @@ impl Storage for Initdb {
     }
 }
 
-fn rule(context: &Context) -> ClearRule {
-    ClearRule { overwrite_foreign: context.overwrite_foreign, ..ClearRule::default() }
-}
-
 /// Makes sure that there is a template to clone.
 pub(super) async fn ensure_template(context: &Context) -> Result<(), StorageError> {
     Template::new(context).ensure(context).await
 }
 
 async fn prepare(context: &Context) -> Result<Prepared, StorageError> {
-    if context.restart {
-        let pgdata = context.pgdata.clone();
-        let kept = blocking(&context.cancel, move |_| {
-            pgdata.ensure_unused()?;
-            Ok(pgdata.contents()? == Contents::Ours)
-        });
-        if kept.await? {
-            return Ok(Prepared::Kept);
-        }
+    if kept_for_restart(context).await? {
+        return Ok(Prepared::Kept);
     }
     fill(context, rule(context)).await?;
     let pgdata = context.pgdata.clone();

@@ -13,8 +13,10 @@ use super::{Fault, JsonPath, Severity};
 use crate::catalog::{plan::is_scram, quote};
 use crate::limits;
 use crate::postgres::conf;
+use crate::spec::archive;
 use crate::spec::document::{
     ComputeCtlConfig, ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol,
+    StorageSpec,
 };
 use crate::spec::resolve::{Lsn, ShardIndex, TenantId};
 
@@ -27,6 +29,7 @@ pub fn examine(spec: &ComputeSpec, root: &JsonPath) -> Vec<Fault> {
     examination.cluster(spec, &root.key("cluster"));
     examination.deltas(spec, &root.key("delta_operations"));
     examination.services(spec, root);
+    examination.storage(spec, &root.key("storage"));
     examination.found
 }
 
@@ -408,6 +411,17 @@ impl Examination {
                     self.fault(path.key("new_name"), "missing", "the new name, as this renames")
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn storage(&mut self, spec: &ComputeSpec, root: &JsonPath) {
+        let Some(StorageSpec::Archive(parameters)) = &spec.storage else { return };
+        for fault in archive::decode(parameters).err().into_iter().flatten() {
+            let path = root.key(fault.field);
+            match &fault.text {
+                Some(text) => self.form(path, text, fault.found, fault.expected),
+                None => self.fault(path, fault.found, fault.expected),
             }
         }
     }

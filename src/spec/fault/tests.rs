@@ -398,3 +398,21 @@ fn files_are_read_within_bounds() {
     let error = load(&bad, Shape::Config).unwrap_err().to_string();
     assert!(error.contains("bad.json") && error.contains("compute_ctl_config (line 1, column 1)"), "{error}");
 }
+
+#[test]
+fn parameters_of_an_archive_are_judged() {
+    let storage = |more: Value| {
+        let mut storage = json!({"kind": "archive", "source": "/backup.tar"});
+        storage.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "storage": storage })
+    };
+    accepts(storage(json!({"sha256": "0".repeat(64), "format": "zstd", "token": "x"})));
+    finds(storage(json!({"source": "backup.tar"})), "storage.source", "neither");
+    finds(storage(json!({"sha256": "12"})), "storage.sha256", "no SHA-256");
+    finds(storage(json!({"checksum": "12"})), "storage.checksum", "do not have");
+    let found = findings(storage(json!({"sha256": "${SUM}"})));
+    assert!(matches!(found.as_slice(), [(Severity::Note, path, _)] if path == "storage.sha256"), "{found:?}");
+    // What cannot be sent is no placeholder, and not shown.
+    let found = findings(storage(json!({"token": "${TOKEN}\n"})));
+    assert!(matches!(found.as_slice(), [(Severity::Fault, _, text)] if !text.contains("TOKEN")), "{found:?}");
+}

@@ -1,0 +1,305 @@
+//! `archive`: a cluster from a tar, on this machine or on a server.
+//!
+//! It is fetched anew at each start of this process, unpacked while it arrives ([`super::unpack`]), compared
+//! with its SHA-256 and looked at: is it a cluster, of the server's version, that keeps to its directory. Only
+//! then it is declared finished; whatever goes wrong before leaves the directory empty.
+//!
+//! The archive brings data, not settings. For a primary, which is what a restored archive becomes, that means:
+//!
+//! * `standby.signal` and `recovery.signal` are removed. The server recovers from the WAL in the archive, with
+//!   `backup_label` if there is one, and goes on by itself.
+//! * `postgresql.auto.conf` is emptied: what `ALTER SYSTEM` had set where the archive was made (ports, commands to
+//!   archive or restore WAL, a primary to follow) would overrule the spec, and could run any command.
+//!   `postgresql.conf` is replaced by whoever starts the server.
+//! * `postmaster.pid`, `postmaster.opts` and our own marker, from where the archive was made, are left out.
+//! * Tablespaces must lie inside. Links elsewhere are refused by the unpacker; a `tablespace_map` that is not
+//!   empty is refused here, for the server would make such links of it.
+//!
+//! The system identifier stays the archive's: a restored cluster is the same cluster.
+
+mod download;
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use nix::libc::O_NONBLOCK;
+use tokio_util::sync::CancellationToken;
+
+use super::unpack::{self, Options, Progress, UnpackError};
+use super::{Context, Prepared, Storage, StorageError, blocking, kept_for_restart, rule, same_version};
+use crate::postgres::{ClearRule, DataDir};
+use crate::spec::archive::{ArchiveSource, ArchiveSpec};
+use download::Download;
+pub use download::{AttemptError, DownloadError, Timing};
+
+/// Length of `global/pg_control`, `PG_CONTROL_FILE_SIZE`.
+const CONTROL_SIZE: u64 = 8192;
+
+const LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts"];
+
+/// Why an archive did not become a data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The file cannot be opened.
+    #[error("cannot open archive {}", path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The path leads to something else than a file.
+    #[error("archive {} is no regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It cannot be downloaded.
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+    /// It cannot be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// It is another one.
+    #[error("the archive has SHA-256 {found}, and not {expected} as the spec says")]
+    Checksum {
+        /// What the spec says, in hexadecimal digits.
+        expected: String,
+        /// What was received.
+        found: String,
+    },
+    /// Something else was archived.
+    #[error(
+        "the archive holds no PostgreSQL cluster: {lacks} is missing or not what it should be; if the cluster lies in a \
+         directory within the archive, say so with strip_components"
+    )]
+    NotACluster {
+        /// The file that a cluster has.
+        lacks: &'static str,
+    },
+    /// It has tablespaces outside the data directory.
+    #[error(
+        "the archive has a tablespace_map: its tablespaces lie outside the data directory, which is not served"
+    )]
+    Tablespaces,
+}
+
+/// Wipes the data directory at each start of this process and unpacks an archive into it.
+#[derive(Debug)]
+pub struct Archive {
+    spec: ArchiveSpec,
+    timing: Timing,
+    progress: Arc<Progress>,
+}
+
+impl Archive {
+    /// The archive of a spec.
+    pub fn new(spec: ArchiveSpec) -> Self {
+        Self::with_timing(spec, Timing::default())
+    }
+
+    /// The same with another patience.
+    pub fn with_timing(spec: ArchiveSpec, timing: Timing) -> Self {
+        Self { spec, timing, progress: Arc::default() }
+    }
+
+    /// How far the unpacking is, for whoever wants to show it.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+}
+
+impl Storage for Archive {
+    fn kind(&self) -> &'static str {
+        "archive"
+    }
+
+    fn prepare<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<Prepared, StorageError>> {
+        prepare(self, context).boxed()
+    }
+
+    fn judge<'a>(&'a self, context: &'a Context) -> BoxFuture<'a, Result<(), StorageError>> {
+        let (pgdata, rule) = (context.pgdata.clone(), rule(context));
+        blocking(&context.cancel, move |_| Ok(pgdata.judge(rule)?)).boxed()
+    }
+}
+
+/// An archive that is there.
+enum Opened {
+    File(fs::File),
+    Download(Box<Download>),
+}
+
+async fn prepare(archive: &Archive, context: &Context) -> Result<Prepared, StorageError> {
+    if kept_for_restart(context).await? {
+        return Ok(Prepared::Kept);
+    }
+    let (pgdata, rule) = (context.pgdata.clone(), rule(context));
+    blocking(&context.cancel, move |_| {
+        pgdata.ensure_no_server()?;
+        Ok(pgdata.judge(rule)?)
+    })
+    .await?;
+    // Before anything is removed: there may be no such archive.
+    let opening = context.cancel.run_until_cancelled(open(archive)).await;
+    let source = opening.ok_or(StorageError::Cancelled)??;
+    let pgdata = context.pgdata.clone();
+    blocking(&context.cancel, move |cancel| Ok(pgdata.clear(rule, cancel)?)).await?;
+    match fill(archive, context, source).await {
+        Ok(()) => Ok(Prepared::Created),
+        // Whoever cancels is in a hurry; the next try removes what there is.
+        Err(error) if error.is_cancelled() => Err(error),
+        Err(error) => {
+            let pgdata = context.pgdata.clone();
+            let never = CancellationToken::new();
+            let emptied = blocking(&never, move |cancel| {
+                pgdata.clear(ClearRule::default(), cancel)?;
+                Ok(pgdata.finish_kept()?)
+            });
+            if let Err(error) = emptied.await {
+                tracing::warn!("cannot remove what was unpacked: {}", chain(&error));
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn open(archive: &Archive) -> Result<Opened, ArchiveError> {
+    let ArchiveSpec { source, sha256, token, .. } = &archive.spec;
+    match source {
+        ArchiveSource::File(path) => {
+            // A FIFO would keep its opener waiting.
+            let file = tokio::fs::OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).await;
+            let failed = |source| ArchiveError::Open { path: path.clone(), source };
+            let file = file.map_err(failed)?;
+            if !file.metadata().await.map_err(failed)?.is_file() {
+                return Err(ArchiveError::NotAFile { path: path.clone() });
+            }
+            Ok(Opened::File(file.into_std().await))
+        }
+        ArchiveSource::Url(url) => {
+            let mut download = Download::new(url, token.as_ref(), sha256.is_some(), archive.timing)?;
+            download.begin().await?;
+            Ok(Opened::Download(Box::new(download)))
+        }
+    }
+}
+
+/// From an empty directory to a finished one.
+async fn fill(archive: &Archive, context: &Context, source: Opened) -> Result<(), StorageError> {
+    let spec = &archive.spec;
+    tracing::info!(source = %spec.source, format = %spec.format, "unpacking an archive");
+    let options = Options {
+        format: spec.format,
+        strip_components: spec.strip_components,
+        leave_out: LEFT_OUT,
+        digest: spec.sha256.is_some(),
+        ..Options::default()
+    };
+    let progress = archive.progress();
+    progress.reset();
+    let (into, cancel) = (context.pgdata.clone(), &context.cancel);
+    let unpacked = match source {
+        Opened::File(file) => unpack::unpack_file(file, into, options, progress.clone(), cancel).await,
+        Opened::Download(download) => {
+            unpack::unpack(download.stream(), into, options, progress.clone(), cancel).await
+        }
+    };
+    let unpacked = unpacked.map_err(cause)?;
+    if let (Some(expected), Some(found)) = (spec.sha256, unpacked.digest)
+        && expected != found
+    {
+        return Err(ArchiveError::Checksum { expected: hex(&expected), found: hex(&found) }.into());
+    }
+    tracing::info!(
+        entries = unpacked.entries,
+        received = progress.received(),
+        written = progress.written(),
+        "archive unpacked"
+    );
+    let (pgdata, installation) = (context.pgdata.clone(), context.installation.clone());
+    blocking(&context.cancel, move |_| {
+        judge_cluster(&pgdata)?;
+        same_version(&pgdata, &installation)?;
+        become_primary(pgdata.path())?;
+        Ok(pgdata.finish_disposable()?)
+    })
+    .await
+}
+
+/// An error of the download passes the unpacker as an error of its source.
+fn cause(error: UnpackError) -> ArchiveError {
+    match error {
+        UnpackError::Source(source) => match source.downcast::<DownloadError>() {
+            Ok(error) => ArchiveError::Download(error),
+            Err(source) => ArchiveError::Unpack(UnpackError::Source(source)),
+        },
+        other => ArchiveError::Unpack(other),
+    }
+}
+
+fn judge_cluster(pgdata: &DataDir) -> Result<(), StorageError> {
+    let found = |name: &str| fs::symlink_metadata(pgdata.path().join(name)).ok();
+    let plain = |name: &str| found(name).filter(fs::Metadata::is_file);
+    if plain("PG_VERSION").is_none() {
+        return Err(ArchiveError::NotACluster { lacks: "PG_VERSION" }.into());
+    }
+    if plain("global/pg_control").is_none_or(|control| control.len() != CONTROL_SIZE) {
+        return Err(ArchiveError::NotACluster { lacks: "global/pg_control" }.into());
+    }
+    if found("tablespace_map").is_some_and(|map| !map.is_file() || map.len() > 0) {
+        return Err(ArchiveError::Tablespaces.into());
+    }
+    Ok(())
+}
+
+/// See the head of this file.
+fn become_primary(pgdata: &Path) -> Result<(), StorageError> {
+    for name in ["standby.signal", "recovery.signal"] {
+        if remove(&pgdata.join(name))? {
+            tracing::info!("{name} of the archive removed: this node is a primary of its own");
+        }
+    }
+    let settings = pgdata.join("postgresql.auto.conf");
+    // What `initdb` puts there are comments.
+    let text = fs::read(&settings).unwrap_or_default();
+    let set = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    if String::from_utf8_lossy(&text).lines().any(set) {
+        tracing::warn!("settings made by ALTER SYSTEM in the archive are dropped: those of the spec count");
+    }
+    remove(&settings)?;
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&settings);
+    made.map_err(StorageError::io("make", &settings))?;
+    Ok(())
+}
+
+/// Removes a file; `false` if it was not there.
+fn remove(path: &Path) -> Result<bool, StorageError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StorageError::io("remove", path)(error)),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
