@@ -1,4 +1,4 @@
-//! Roles and databases: what exists is read, what differs is planned, the plan is applied.
+//! Roles, databases and what belongs to them: what exists is read, what differs is planned, the plan is applied.
 //!
 //! The seam between the three is data. [`read`] turns a server into an [`Existing`], [`plan`] is a pure
 //! function from that and a spec to a [`Plan`] (or to the reason why the spec is impossible, before
@@ -6,14 +6,16 @@
 //! apply which was cut short is completed by the next one.
 
 pub mod apply;
+pub mod attributes;
 pub mod connect;
+pub mod migrations;
 pub mod plan;
 pub mod quote;
 pub mod read;
 pub mod step;
 
 pub use apply::{Applied, ApplyError};
-pub use connect::{ConnectError, Connection, ConnectionSettings, connect};
+pub use connect::{ConnectError, Connection, ConnectionSettings, connect, connect_patiently};
 pub use plan::{Options, Plan, PlanError};
 pub use read::Existing;
 pub use step::Step;
@@ -45,7 +47,26 @@ pub async fn apply(
     options: &Options,
     token: &CancellationToken,
 ) -> Result<Applied, ApplyError> {
-    let existing = connection.unless_cancelled(token, Existing::read(connection, spec)).await??;
-    let plan = plan::plan(&existing, spec, options)?;
+    let (_, plan) = preview(connection, spec, options, token).await?;
     apply::execute(connection, &plan, options, token).await
+}
+
+/// What [`apply()`] would start from, and what it would do; nothing is changed.
+///
+/// # Errors
+/// See [`ApplyError`].
+pub async fn preview(
+    connection: &Connection,
+    spec: &ComputeSpec,
+    options: &Options,
+    token: &CancellationToken,
+) -> Result<(Existing, Plan), ApplyError> {
+    let existing = connection.unless_cancelled(token, Existing::read(connection, spec, options)).await??;
+    let plan = plan::plan(&existing, spec, options)?;
+    Ok((existing, plan))
+}
+
+/// The timeline a spec names.
+fn timeline(spec: &ComputeSpec) -> Option<&str> {
+    spec.timeline_id.as_deref().or_else(|| spec.setting("neon.timeline_id"))
 }

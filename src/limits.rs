@@ -170,6 +170,21 @@ pub const LOG_DRAIN: Duration = Duration::from_secs(1);
 /// server must end in an error instead of a hang.
 pub const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a statement of ours waits for a lock that somebody else holds. Shorter than the two minutes the known
+/// client waits for the whole of `/configure`, so that it is told what is in the way.
+pub const CATALOG_LOCK: Duration = Duration::from_secs(60);
+
+/// Statements sent before the first of them is answered: enough to hide the round trip, and a bound on what both
+/// sides hold however long a transaction is.
+pub const CATALOG_WINDOW: usize = 256;
+
+/// How long a server without a free connection slot is asked again. Sessions of a busy pool come and go within
+/// that; one that stays full needs somebody's help, and the error says so.
+pub const SLOT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Pause between two such attempts: each is a fork of the postmaster's.
+pub const SLOT_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long a request to cancel a statement may take. The work is abandoned either way; this only says how
 /// long the abandoning may be delayed by a server which accepts no connection.
 pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);

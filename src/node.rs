@@ -5,6 +5,7 @@
 //! data directory is claimed.
 
 mod activity;
+mod afterwards;
 mod error;
 mod intake;
 mod journal;
@@ -35,6 +36,7 @@ use crate::spec::document::ComputeConfig;
 use crate::spec::fault::Shape;
 use crate::telemetry::{self, Metrics};
 
+use afterwards::Afterwards;
 use error::StartError;
 use intake::Intake;
 use journal::JournalFile;
@@ -186,6 +188,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         connstr: Secret::new(connstr.reveal()),
         privileged_role: options.privileged_role_name.clone(),
         internal_http_port: listeners.internal_port(),
+        afterwards: Afterwards::default(),
         documents: Mutex::default(),
     };
     if let Some((spec, _)) = &spec {

@@ -22,7 +22,7 @@ use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 
 fn options() -> Options {
-    Options { privileged_role: "neon_superuser".to_owned(), concurrency: 2 }
+    Options { privileged_role: "neon_superuser".to_owned(), profile: Profile::Standard, concurrency: 2 }
 }
 
 fn spec(roles: Value, databases: Value, deltas: Value) -> ComputeSpec {
@@ -49,7 +49,10 @@ async fn apply(connection: &Connection, spec: &ComputeSpec) -> Result<Applied, A
     // Whoever supervises an apply spawns it, so its future has to be Send.
     let future: Pin<Box<dyn Future<Output = _> + Send + '_>> =
         Box::pin(catalog::apply(connection, spec, &options, &token));
-    future.await
+    let mut applied = future.await?;
+    let pending = std::mem::take(&mut applied.migrations);
+    catalog::migrations::run(connection, &pending, &token).await.unwrap();
+    Ok(applied)
 }
 
 /// Applies twice: the second time there must be nothing to do.
@@ -131,7 +134,7 @@ async fn a_fresh_cluster_gets_roles_that_can_log_in() {
         Value::Null,
     );
     let applied = settle(&connection, &spec).await;
-    assert_eq!(applied, Applied { steps: 8, statements: 8 });
+    assert_eq!(applied.steps, 13);
 
     let role = connection
         .client()
@@ -146,7 +149,7 @@ async fn a_fresh_cluster_gets_roles_that_can_log_in() {
         .unwrap();
     let flags: Vec<bool> = (0..6).map(|column| role.get(column)).collect();
     assert_eq!(flags, [false, false, true, true, true, true]);
-    assert_eq!(role.get::<_, String>(6), "pg_read_all_data,pg_write_all_data");
+    assert_eq!(role.get::<_, String>(6), "pg_monitor,pg_read_all_data,pg_signal_backend,pg_write_all_data");
 
     assert_eq!(login(&server, "alice", "wonder land'\\", "appdb").await.as_deref(), Ok("alice"));
     assert_eq!(login(&server, "legacy", "old", "second").await.as_deref(), Ok("legacy"));
@@ -349,7 +352,8 @@ async fn hostile_names_are_ordinary_names() {
         names.iter().step_by(4).map(|name| json!({ "name": name, "owner": name })).collect();
     settle(&connection, &spec(json!(roles), json!(databases), Value::Null)).await;
 
-    let existing = Existing::read(&connection, &spec(json!([]), json!([]), Value::Null)).await.unwrap();
+    let existing =
+        Existing::read(&connection, &spec(json!([]), json!([]), Value::Null), &options()).await.unwrap();
     for name in &names {
         assert!(existing.roles.contains_key(name), "role {name:?}");
     }
@@ -377,7 +381,8 @@ async fn hostile_names_are_ordinary_names() {
         .collect();
     let databases = json!([{ "name": kept, "owner": ADMIN }]);
     settle(&connection, &spec(json!([]), databases, json!(deltas))).await;
-    let left = Existing::read(&connection, &spec(json!([]), json!([]), Value::Null)).await.unwrap();
+    let left =
+        Existing::read(&connection, &spec(json!([]), json!([]), Value::Null), &options()).await.unwrap();
     assert!(names.iter().all(|name| !left.roles.contains_key(name)));
     let databases: Vec<_> = left.databases.keys().map(String::as_str).collect();
     assert_eq!(databases, ["postgres", "select", "template0", "template1"]);
@@ -454,12 +459,12 @@ async fn an_interrupted_apply_is_completed_by_the_next() {
     let mut results = Vec::new();
     loop {
         settle(&connection, &setup).await;
-        let existing = Existing::read(&connection, &goal).await.unwrap();
+        let existing = Existing::read(&connection, &goal, &options()).await.unwrap();
         let whole = plan(&existing, &goal, &options()).unwrap();
-        let part = Plan::new(whole.steps()[..done].to_vec()).unwrap();
+        let part = Plan::new(whole.steps()[..done].to_vec(), Vec::new()).unwrap();
         execute(&connection, &part, &options(), &token).await.unwrap();
         settle(&connection, &goal).await;
-        let mut result = Existing::read(&connection, &goal).await.unwrap();
+        let mut result = Existing::read(&connection, &goal, &options()).await.unwrap();
         result.roles.remove("maker");
         results.push(result);
         settle(&connection, &reset).await;

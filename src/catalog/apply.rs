@@ -15,18 +15,21 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::connect::{Cancelled, ConnectError, Connection, connect, sqlstate};
+use super::connect::{Cancelled, ConnectError, Connection, connect_patiently, sqlstate};
 use super::plan::{Options, Plan, PlanError};
 use super::read::ReadError;
 use super::step::{Place, RenderError, Step};
+use crate::limits;
 
 /// What was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Steps of the plan.
     pub steps: usize,
     /// Statements executed, not counting those which begin and end transactions.
     pub statements: usize,
+    /// Migrations that are still to be done, for [`migrations::run`](super::migrations::run).
+    pub migrations: Vec<Step>,
 }
 
 /// Why a spec was not applied, or not in full.
@@ -70,9 +73,8 @@ impl ApplyError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Connect(error) => error.sqlstate(),
-            Self::Read(ReadError(source)) | Self::Step { source, .. } => {
-                source.code().map(tokio_postgres::error::SqlState::code)
-            }
+            Self::Read(error) => error.postgres().code().map(tokio_postgres::error::SqlState::code),
+            Self::Step { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
             Self::Plan(_) | Self::Render(_) | Self::Cancelled => None,
         }
     }
@@ -88,7 +90,7 @@ pub async fn execute(
     options: &Options,
     token: &CancellationToken,
 ) -> Result<Applied, ApplyError> {
-    let mut applied = Applied::default();
+    let mut applied = Applied { migrations: plan.migrations().to_vec(), ..Applied::default() };
     for stage in stages(plan.steps()) {
         let statements = match &stage {
             Stage::Together(steps) => together(connection, steps, token).await?,
@@ -139,25 +141,48 @@ fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
     stages
 }
 
-/// One transaction, all its statements sent before the first answer is awaited. After a failure the server
-/// skips the rest, so the first error is the cause and the final `COMMIT` rolls back.
-async fn together(
+/// One transaction. Its statements are sent without waiting for answers, a window of them at a time, so that
+/// neither side holds more than that however many there are. After a failure the server skips the rest, so the
+/// first error is the cause, and the transaction is rolled back.
+pub(super) async fn together(
     connection: &Connection,
     steps: &[&Step],
     token: &CancellationToken,
 ) -> Result<usize, ApplyError> {
-    let mut script = vec![(None, "BEGIN".to_owned())];
-    for step in steps {
-        script.extend(step.sql()?.into_iter().map(|sql| (Some(*step), sql)));
-    }
-    script.push((None, "COMMIT".to_owned()));
-    let statements = script.len() - 2;
     let client = connection.client();
-    let sent = script.iter().map(|(_, sql)| client.batch_execute(sql)).collect();
-    let answers = connection.unless_cancelled(token, pipeline(sent)).await?;
-    for (answer, (step, _)) in answers.into_iter().zip(&script) {
-        // The frame of the transaction is as much the first step's doing as any other's.
-        answer.map_err(|source| failed(connection, step.unwrap_or(steps[0]), source))?;
+    let mut statements = 0;
+    let mut first = true;
+    let mut rest = steps;
+    while !rest.is_empty() {
+        let mut window: Vec<(&Step, String)> = Vec::new();
+        if first {
+            window.push((rest[0], "BEGIN".to_owned()));
+        }
+        let mut taken = 0;
+        while taken < rest.len() && window.len() < limits::CATALOG_WINDOW {
+            let sql = rest[taken].sql()?;
+            statements += sql.len();
+            window.extend(sql.into_iter().map(|sql| (rest[taken], sql)));
+            taken += 1;
+        }
+        let last = rest[taken.saturating_sub(1)];
+        rest = &rest[taken..];
+        if rest.is_empty() {
+            window.push((last, "COMMIT".to_owned()));
+        }
+        let sent = window.iter().map(|(_, sql)| client.batch_execute(sql)).collect();
+        let answers = connection.unless_cancelled(token, pipeline(sent)).await?;
+        let failure =
+            answers.into_iter().zip(&window).find_map(|(answer, (step, _))| Some((step, answer.err()?)));
+        if let Some((step, source)) = failure {
+            // In the last window the server has seen COMMIT, and rolled back. Otherwise whoever uses the session
+            // next would be in a failed transaction; if that fails too, it is because the session is gone.
+            if !rest.is_empty() {
+                let _ = client.batch_execute("ROLLBACK").await;
+            }
+            return Err(failed(connection, step, source));
+        }
+        first = false;
     }
     Ok(statements)
 }
@@ -185,7 +210,7 @@ async fn inside(
                 return together(connection, steps, token).await;
             }
             let settings = connection.settings().in_database(database);
-            let session = connection.unless_cancelled(token, connect(&settings)).await??;
+            let session = connect_patiently(&settings, token).await?.ok_or(ApplyError::Cancelled)?;
             together(&session, steps, token).await
         })
         .collect();

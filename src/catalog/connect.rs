@@ -22,18 +22,28 @@ const APPLICATION_NAME: &str = "compute_ctl:apply_config";
 ///
 /// Nor is anything of them logged by the server: the statements hold verifiers of passwords, and it logs whole
 /// statements when `log_statement` says so, and when one of them fails.
-const GUARD: [(&str, &str); 10] = [
+const GUARD: [(&str, &str); 14] = [
     ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
     ("search_path", ""),
     ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    // Libraries which a database's owner names need not exist, and then no session would begin.
+    ("session_preload_libraries", ""),
+    ("local_preload_libraries", ""),
+    // Triggers of users, event triggers among them, would run with our rights.
+    ("session_replication_role", "replica"),
     ("log_statement", "none"),
     ("log_min_error_statement", "panic"),
     ("log_min_duration_statement", "-1"),
     ("log_min_duration_sample", "-1"),
     ("log_duration", "off"),
 ];
+
+/// What protects sessions on newer servers only, which is set once it is known that it is one: version, setting
+/// and value. The server would refuse a session that begins with a setting it does not know.
+const NEWER_GUARD: [(u32, &str, &str); 2] = [(17, "transaction_timeout", "0"), (17, "event_triggers", "off")];
 
 /// What Neon's build needs on top: no audit of our own statements, and no report of them to the control
 /// plane, which knows them already.
@@ -58,7 +68,10 @@ impl ConnectionSettings {
         let database = config.get_dbname().unwrap_or(&user).to_owned();
         let mut options = String::new();
         let neon: &[_] = if profile == Profile::Neon { &NEON_GUARD } else { &[] };
-        for (name, value) in [("role", user.as_str())].iter().chain(&GUARD).chain(neon) {
+        // A lock that somebody holds must end in an error which says so.
+        let patience = format!("{}ms", limits::CATALOG_LOCK.as_millis());
+        let own = [("role", user.as_str()), ("lock_timeout", patience.as_str())];
+        for (name, value) in own.iter().chain(&GUARD).chain(neon) {
             // Writing to a String cannot fail.
             let _ = write!(options, "-c {name}={} ", escape_option(value));
         }
@@ -145,6 +158,11 @@ impl ConnectError {
             _ => None,
         }
     }
+
+    /// Whether the server has no place for one more session.
+    pub fn is_full(&self) -> bool {
+        self.sqlstate() == Some(tokio_postgres::error::SqlState::TOO_MANY_CONNECTIONS.code())
+    }
 }
 
 /// ` (SQLSTATE xxxxx)`, or nothing when the error did not come from the server.
@@ -213,13 +231,52 @@ pub async fn connect(settings: &ConnectionSettings) -> Result<Connection, Connec
             Ok(Err(source)) => return Err(ConnectError::Failed { database, source }),
             Err(_) => return Err(ConnectError::TimedOut { database }),
         };
+    let newer = newer_guard(connection.parameter("server_version").unwrap_or_default());
+    let name = database.clone();
     let driver = tokio::spawn(async move {
         // An error here is also given to whoever waits for an answer on the client.
         if let Err(error) = connection.await {
-            tracing::debug!(%error, database, "catalog session ended");
+            tracing::debug!(%error, database = name, "catalog session ended");
         }
     });
-    Ok(Connection { client, settings: settings.clone(), _driver: AbortOnDropHandle::new(driver) })
+    let connection =
+        Connection { client, settings: settings.clone(), _driver: AbortOnDropHandle::new(driver) };
+    if !newer.is_empty() {
+        let set = tokio::time::timeout(limits::CONNECT, connection.client.batch_execute(&newer)).await;
+        set.map_err(|_| ConnectError::TimedOut { database: database.clone() })?
+            .map_err(|source| ConnectError::Failed { database, source })?;
+    }
+    Ok(connection)
+}
+
+/// Opens a session, and while the server has no place for one more, tries again for [`limits::SLOT_PATIENCE`]:
+/// others give places back all the time. Nothing, when the token was cancelled first.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect_patiently(
+    settings: &ConnectionSettings,
+    token: &CancellationToken,
+) -> Result<Option<Connection>, ConnectError> {
+    let end = tokio::time::Instant::now() + limits::SLOT_PATIENCE;
+    loop {
+        let Some(connected) = token.run_until_cancelled(connect(settings)).await else { return Ok(None) };
+        match connected {
+            Err(error) if error.is_full() && tokio::time::Instant::now() < end => {
+                tracing::debug!(database = settings.database(), "no connection slot is free yet");
+                token.run_until_cancelled(tokio::time::sleep(limits::SLOT_PAUSE)).await;
+            }
+            other => return other.map(Some),
+        }
+    }
+}
+
+/// What to set in a session with a server that calls its version this: `17.2 (Debian 17.2-1)`, `18beta1`.
+fn newer_guard(server_version: &str) -> String {
+    let digits = server_version.bytes().take_while(u8::is_ascii_digit).count();
+    let major: u32 = server_version[..digits].parse().unwrap_or_default();
+    let known = NEWER_GUARD.iter().filter(|(since, _, _)| *since <= major);
+    known.map(|(_, name, value)| format!("SET {name} = {value};")).collect()
 }
 
 #[cfg(test)]
@@ -239,8 +296,10 @@ mod tests {
         assert_eq!(
             settings.config.get_options(),
             Some(
-                "-c role=cloud_admin -c default_transaction_read_only=off -c search_path= \
-                 -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
+                "-c role=cloud_admin -c lock_timeout=60000ms -c default_transaction_read_only=off \
+                 -c default_transaction_isolation=read\\ committed -c search_path= -c statement_timeout=0 \
+                 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+                 -c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica \
                  -c log_statement=none -c log_min_error_statement=panic -c log_min_duration_statement=-1 \
                  -c log_min_duration_sample=-1 -c log_duration=off -c statement_timeout=5"
             )
@@ -256,6 +315,20 @@ mod tests {
         };
         assert!(options(Profile::Neon).contains("-c pgaudit.log=none -c neon.forward_ddl=false"));
         assert!(!options(Profile::Standard).contains("pgaudit"));
+    }
+
+    #[test]
+    fn only_newer_servers_are_told_what_only_they_know() {
+        for (version, expected) in [
+            ("15.4 (Debian 15.4-1)", ""),
+            ("16.9", ""),
+            ("17.0", "SET transaction_timeout = 0;SET event_triggers = off;"),
+            ("18beta1", "SET transaction_timeout = 0;SET event_triggers = off;"),
+            ("", ""),
+            ("devel", ""),
+        ] {
+            assert_eq!(newer_guard(version), expected, "{version}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Revision, StopMode};
 use tokio_util::sync::CancellationToken;
 
+use super::afterwards::{Afterwards, Task};
 use super::error::StartError;
 use super::intake::Intake;
 use super::warm_up;
@@ -40,6 +41,8 @@ pub(super) struct Parts {
     pub overwrite_foreign: bool,
     pub privileged_role: String,
     pub internal_http_port: u16,
+    /// Catalog work that serving does not wait for.
+    pub afterwards: Afterwards,
     /// What the store has to keep.
     pub documents: Mutex<BTreeMap<Needed, Arc<StoredSpec>>>,
 }
@@ -190,6 +193,7 @@ impl World for RealWorld {
         if slot.epoch != Some(postmaster) {
             return;
         }
+        self.parts.afterwards.end();
         match &slot.process {
             Some(process) => {
                 process.signal(stop_mode(mode));
@@ -341,24 +345,43 @@ impl Parts {
             self.write_files(text, false).await?;
             reload();
         }
-        let document = &stored.document;
-        if stored.resolved.mode == Mode::Primary && !document.skip_pg_catalog_updates {
-            let settings = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
-            let connect = token.run_until_cancelled(catalog::connect(&settings)).await;
-            let connection = connect.ok_or_else(WorkError::cancelled)?.map_err(transient)?;
+        if stored.resolved.mode == Mode::Primary {
+            self.apply_catalog(&stored, first, token).await?;
+        }
+        self.hold(Needed::Applied, stored);
+        Ok(Done::Done)
+    }
+
+    async fn apply_catalog(
+        &self,
+        stored: &StoredSpec,
+        first: bool,
+        token: &CancellationToken,
+    ) -> Result<(), WorkError> {
+        let settings = ConnectionSettings::new(&self.connstr, profile(stored)).map_err(permanent)?;
+        let task = if stored.document.skip_pg_catalog_updates {
+            if profile(stored) != Profile::Neon {
+                return Ok(());
+            }
+            Task::UpdateNeon
+        } else {
+            let connected = catalog::connect_patiently(&settings, token).await.map_err(transient)?;
+            let connection = connected.ok_or_else(WorkError::cancelled)?;
             let options = catalog::Options {
                 privileged_role: self.privileged_role.clone(),
-                concurrency: concurrency(&stored, first),
+                profile: profile(stored),
+                concurrency: concurrency(stored, first),
             };
-            let applied = catalog::apply(&connection, document, &options, token).await;
+            let applied = catalog::apply(&connection, &stored.document, &options, token).await;
             let applied = applied.map_err(|error| match error {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
                 other => permanent(other),
             })?;
             tracing::info!(statements = applied.statements, "catalog applied");
-        }
-        self.hold(Needed::Applied, stored);
-        Ok(Done::Done)
+            Task::Migrations(applied.migrations)
+        };
+        self.afterwards.begin(task, settings, self.metrics.clone());
+        Ok(())
     }
 
     async fn fetch(&self, applied: Option<Revision>, token: &CancellationToken) -> Result<Done, WorkError> {

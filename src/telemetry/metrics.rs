@@ -34,6 +34,7 @@ pub struct Metrics {
     rejected: IntCounter,
     refresh_requests: IntCounter,
     control_plane_requests: IntCounterVec,
+    migrations_failed: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -88,6 +89,13 @@ impl Metrics {
                 "Calls of /refresh_configuration: trouble with pageservers, as seen by Postgres",
             ),
         );
+        let migrations_failed = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_db_migration_failed_total", "Catalog migrations that failed"),
+                &["migration_id"],
+            ),
+        );
         let control_plane_requests = register(
             &registry,
             IntCounterVec::new(
@@ -109,6 +117,7 @@ impl Metrics {
             rejected,
             refresh_requests,
             control_plane_requests,
+            migrations_failed,
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -154,6 +163,11 @@ impl Metrics {
     /// there was no answer.
     pub fn control_plane_request(&self, rpc: &str, http_status: &str) {
         self.control_plane_requests.with_label_values(&[rpc, http_status]).inc();
+    }
+
+    /// Counts a failed migration of the catalog.
+    pub fn migration_failed(&self, id: i64) {
+        self.migrations_failed.with_label_values(&[&id.to_string()]).inc();
     }
 
     /// The text of `GET /metrics`, in the exposition format 0.0.4.

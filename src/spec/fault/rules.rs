@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, KeyAlgorithm};
 
 use super::{Fault, JsonPath, Severity};
+use crate::catalog::attributes::{DatabaseAttributes, OptionError, RoleAttributes};
 use crate::catalog::{plan::is_scram, quote};
 use crate::limits;
 use crate::postgres::conf;
@@ -315,13 +316,17 @@ impl Examination {
             if let Some(password) = &role.encrypted_password {
                 self.password(path.key("encrypted_password"), password.reveal());
             }
-            self.sql_options(role.options.as_deref(), &path.key("options"));
+            self.sql_options(role.options.as_deref(), &path.key("options"), |option| {
+                RoleAttributes::parse(std::slice::from_ref(option)).err()
+            });
         }
         for (index, database) in cluster.databases.iter().enumerate() {
             let path = root.key("databases").index(index);
             self.name(path.key("name"), &database.name);
             self.name(path.key("owner"), &database.owner);
-            self.sql_options(database.options.as_deref(), &path.key("options"));
+            self.sql_options(database.options.as_deref(), &path.key("options"), |option| {
+                DatabaseAttributes::parse(std::slice::from_ref(option)).err()
+            });
         }
         for (index, setting) in cluster.settings.iter().flatten().enumerate() {
             self.setting(setting, &root.key("settings").index(index));
@@ -351,9 +356,25 @@ impl Examination {
     }
 
     /// Options of `CREATE ROLE` and `CREATE DATABASE`. Names and values which are no strings go in unquoted.
-    fn sql_options(&mut self, options: Option<&[GenericOption]>, root: &JsonPath) {
+    fn sql_options(
+        &mut self,
+        options: Option<&[GenericOption]>,
+        root: &JsonPath,
+        fault: impl Fn(&GenericOption) -> Option<(String, OptionError)>,
+    ) {
         for (index, option) in options.unwrap_or_default().iter().enumerate() {
             let path = root.index(index);
+            // What can be written, and still means nothing.
+            if let Some((name, fault)) =
+                fault(option).filter(|(_, fault)| !matches!(fault, OptionError::Quote(_)))
+            {
+                self.fault(
+                    path.clone(),
+                    &format!("the option {name}, which {fault}"),
+                    "an option of its form",
+                );
+                continue;
+            }
             if quote::option_name(&option.name).is_err() {
                 let expected = "words of letters and `_`, such as `LC_COLLATE`";
                 self.fault(path.key("name"), "no option", expected);

@@ -1,0 +1,103 @@
+//! The delta operations: which of them are still to be done.
+//!
+//! They are repeated with every apply of their spec, so each has to know when it has been done. Deletions and
+//! renames of something absent have. A rename has, when both its names are taken and both are wanted. And an
+//! object is not the one to delete or rename any more, when a later operation renames something onto that name
+//! and its source is gone: what stands there now is the renamed one.
+
+use std::collections::BTreeMap;
+
+use super::error::{Kind, PlanError};
+use crate::spec::document::DeltaOp;
+
+/// The entries by name; entries that say the same count once.
+pub(super) fn unique<'a, T: PartialEq>(
+    kind: Kind,
+    list: &'a [T],
+    name: impl Fn(&'a T) -> &'a String,
+) -> Result<BTreeMap<&'a str, &'a T>, PlanError> {
+    let mut entries = BTreeMap::new();
+    for entry in list {
+        if entries.insert(name(entry).as_str(), entry).is_some_and(|earlier| earlier != entry) {
+            return Err(PlanError::Contradiction { kind, name: name(entry).clone() });
+        }
+    }
+    Ok(entries)
+}
+
+fn rename_action(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Role => "rename_role",
+        Kind::Database => "rename_db",
+    }
+}
+
+/// Refuses renames without a new name, and renames which together lead some object to a name from which
+/// another, or itself, starts in a circle.
+pub(super) fn check_renames(kind: Kind, deltas: &[DeltaOp]) -> Result<(), PlanError> {
+    // Which object, by its first name, would carry a name in the end.
+    let mut carrier: BTreeMap<&str, &str> = BTreeMap::new();
+    for op in deltas.iter().filter(|op| op.action == rename_action(kind)) {
+        let to =
+            op.new_name.as_deref().ok_or_else(|| PlanError::NoNewName { kind, name: op.name.clone() })?;
+        if to != op.name {
+            let first = carrier.remove(op.name.as_str()).unwrap_or(&op.name);
+            carrier.insert(to, first);
+        }
+    }
+    for start in carrier.keys().copied() {
+        let mut name = start;
+        for _ in 0..carrier.len() {
+            let Some(previous) = carrier.get(name) else { break };
+            name = previous;
+            if name == start {
+                return Err(PlanError::RenameCycle { kind, name: start.to_owned() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the object which operation `at` means has gone already, and the one that now has its name is
+/// another which a later operation brought there.
+pub(super) fn is_replaced(kind: Kind, deltas: &[DeltaOp], at: usize, exists: impl Fn(&str) -> bool) -> bool {
+    let name = deltas[at].name.as_str();
+    deltas[at + 1..].iter().any(|later| {
+        later.action == rename_action(kind)
+            && later.name != name
+            && later.new_name.as_deref() == Some(name)
+            && !exists(&later.name)
+    })
+}
+
+/// The new name, if operation `at` is a rename that is still to be done.
+pub(super) fn rename_target<'a>(
+    kind: Kind,
+    deltas: &'a [DeltaOp],
+    at: usize,
+    wanted: impl Fn(&str) -> bool,
+    exists: impl Fn(&str) -> bool,
+) -> Result<Option<&'a str>, PlanError> {
+    let op = &deltas[at];
+    let Some(to) = op.new_name.as_deref().filter(|to| *to != op.name && exists(&op.name)) else {
+        return Ok(None);
+    };
+    if is_replaced(kind, deltas, at, &exists) {
+        return Ok(None);
+    }
+    if !exists(to) {
+        return Ok(Some(to));
+    }
+    if wanted(to) && wanted(&op.name) {
+        return Ok(None);
+    }
+    Err(PlanError::RenameTargetExists { kind, from: op.name.clone(), to: to.to_owned() })
+}
+
+/// Names PostgreSQL lets nobody use (`IsReservedName` and `check_rolespec_name` in its source).
+pub(super) fn reserved(name: &str) -> Result<(), PlanError> {
+    if name.starts_with("pg_") || name == "public" || name == "none" {
+        return Err(PlanError::ReservedRole { name: name.to_owned() });
+    }
+    Ok(())
+}

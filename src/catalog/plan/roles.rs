@@ -1,0 +1,154 @@
+//! Roles: the privileged one, renames, those the spec lists, and those it deletes.
+
+use super::deltas::{rename_target, reserved};
+use super::error::{Kind, PlanError};
+use super::verifier::{is_md5, verifier};
+use super::{Planner, RoleState};
+use crate::catalog::attributes::{Flag, RoleAttributes};
+use crate::catalog::step::{Password, Step};
+
+/// What makes the privileged role one.
+const PRIVILEGES: [Flag; 4] = [Flag::CreateRole, Flag::CreateDb, Flag::BypassRls, Flag::Replication];
+
+/// The roles the privileged role is a member of from the start; migrations add more.
+const PRIVILEGED_IN: [&str; 2] = ["pg_read_all_data", "pg_write_all_data"];
+
+impl Planner<'_> {
+    /// The role whose members the spec's roles become. One that is there is mended.
+    pub(super) fn privileged_role(&mut self) {
+        let name = &self.options.privileged_role;
+        let Some(role) = self.roles.get(name) else {
+            let state = RoleState { verifier: None, attributes: RoleAttributes::default(), now: None };
+            self.roles.insert(name.clone(), state);
+            self.steps.push(Step::CreatePrivilegedRole { name: name.clone() });
+            return;
+        };
+        let needed = PRIVILEGES.into_iter().fold(RoleAttributes::default(), RoleAttributes::or_on);
+        let attributes = needed.beyond(&role.attributes, |_| None);
+        if !attributes.is_empty() {
+            let (name, password) = (name.clone(), Password::Keep);
+            self.steps.push(Step::AlterRole { name, attributes, password });
+        }
+        for group in PRIVILEGED_IN {
+            if !self.is_member(name, group) {
+                self.steps.push(Step::GrantRole { role: group.to_owned(), member: name.clone() });
+            }
+        }
+    }
+
+    pub(super) fn rename_roles(&mut self) -> Result<(), PlanError> {
+        for (at, op) in self.deltas.iter().enumerate().filter(|(_, op)| op.action == "rename_role") {
+            let wanted = |name: &str| self.wanted_roles.contains_key(name);
+            let exists = |name: &str| self.roles.contains_key(name);
+            let Some(to) = rename_target(Kind::Role, self.deltas, at, wanted, exists)? else { continue };
+            self.protect_role("rename", &op.name)?;
+            reserved(&op.name)?;
+            reserved(to)?;
+            if let Some(mut role) = self.roles.remove(&op.name) {
+                // An MD5 digest is salted with the name, so the server forgets it with the rename.
+                role.verifier = role.verifier.filter(|verifier| !is_md5(verifier));
+                self.roles.insert(to.to_owned(), role);
+            }
+            for database in self.databases.values_mut().filter(|database| database.owner == op.name) {
+                to.clone_into(&mut database.owner);
+            }
+            self.steps.push(Step::RenameRole { from: op.name.clone(), to: to.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// The listed roles. What a role has besides what its entry declares is left to it: others may have made it,
+    /// or changed it.
+    pub(super) fn roles(&mut self) -> Result<(), PlanError> {
+        let mut grants = Vec::new();
+        for (name, role) in &self.wanted_roles {
+            if self.doomed.contains(name) {
+                continue;
+            }
+            let verifier = verifier(role)?;
+            let options = role.options.as_deref().unwrap_or_default();
+            let declared = RoleAttributes::parse(options).map_err(|(option, fault)| PlanError::Option {
+                kind: Kind::Role,
+                name: role.name.clone(),
+                option,
+                fault,
+            })?;
+            let name = role.name.clone();
+            let Some(present) = self.roles.get(&name) else {
+                reserved(&name)?;
+                let mut attributes = declared;
+                // One that is known to an identity provider only.
+                if !self.jwt_roles.contains(name.as_str()) {
+                    let usual = [Flag::Inherit].into_iter().chain(PRIVILEGES);
+                    attributes = usual.fold(attributes, RoleAttributes::or_on);
+                    attributes.member_of.insert(self.options.privileged_role.clone());
+                }
+                if let Some(group) =
+                    attributes.member_of.iter().find(|group| self.doomed.contains(group.as_str()))
+                {
+                    return Err(PlanError::GroupDeleted { role: group.clone(), member: name });
+                }
+                // Groups may be listed later than their members.
+                let later: Vec<String> = attributes
+                    .member_of
+                    .iter()
+                    .filter(|group| !self.roles.contains_key(*group))
+                    .cloned()
+                    .collect();
+                for group in later {
+                    attributes.member_of.remove(&group);
+                    grants.push((group, name.clone()));
+                }
+                let state =
+                    RoleState { verifier: verifier.clone(), attributes: attributes.clone(), now: None };
+                self.roles.insert(name.clone(), state);
+                self.steps.push(Step::CreateRole { name, attributes, verifier });
+                continue;
+            };
+            let instant = |text: &str| self.existing.instants.get(text).cloned();
+            let mut attributes = declared.beyond(&present.attributes, instant);
+            let password = match present.verifier == verifier {
+                true => Password::Keep,
+                false => {
+                    // What cannot be compared is set on this occasion, as the original does.
+                    attributes.others.clone_from(&declared.others);
+                    Password::Set(verifier)
+                }
+            };
+            let missing = declared.member_of.iter().filter(|group| !self.is_member(&name, group));
+            grants.extend(missing.map(|group| (group.clone(), name.clone())));
+            if password != Password::Keep || !attributes.is_empty() {
+                reserved(&name)?;
+                self.steps.push(Step::AlterRole { name, attributes, password });
+            }
+        }
+        for (role, member) in grants {
+            if !self.roles.contains_key(&role) {
+                return Err(PlanError::GroupMissing { role, member });
+            }
+            if self.doomed.contains(role.as_str()) {
+                return Err(PlanError::GroupDeleted { role, member });
+            }
+            self.steps.push(Step::GrantRole { role, member });
+        }
+        Ok(())
+    }
+
+    /// Roles that are to go, and are there.
+    pub(super) fn departing(&self) -> Vec<&str> {
+        self.doomed.iter().copied().filter(|role| self.roles.contains_key(*role)).collect()
+    }
+
+    pub(super) fn drop_roles(&mut self) {
+        let steps: Vec<Step> =
+            self.departing().into_iter().map(|role| Step::DropRole { name: role.to_owned() }).collect();
+        self.steps.extend(steps);
+    }
+
+    /// Whether a role is a member of another now, both by the names they will have.
+    fn is_member(&self, name: &str, group: &str) -> bool {
+        let now = |name: &str| self.roles.get(name).and_then(|role| role.now.as_deref());
+        let (Some(name), Some(group)) = (now(name), now(group)) else { return false };
+        self.existing.members.get(group).is_some_and(|members| members.contains(name))
+    }
+}
