@@ -71,13 +71,13 @@ pub(super) fn is_replaced(kind: Kind, deltas: &[DeltaOp], at: usize, exists: imp
 }
 
 /// The new name, if operation `at` is a rename that is still to be done.
-pub(super) fn rename_target<'a>(
+pub(super) fn rename_target(
     kind: Kind,
-    deltas: &'a [DeltaOp],
+    deltas: &[DeltaOp],
     at: usize,
     wanted: impl Fn(&str) -> bool,
     exists: impl Fn(&str) -> bool,
-) -> Result<Option<&'a str>, PlanError> {
+) -> Result<Option<&str>, PlanError> {
     let op = &deltas[at];
     let Some(to) = op.new_name.as_deref().filter(|to| *to != op.name && exists(&op.name)) else {
         return Ok(None);
