@@ -316,17 +316,15 @@ impl Examination {
             if let Some(password) = &role.encrypted_password {
                 self.password(path.key("encrypted_password"), password.reveal());
             }
-            self.sql_options(role.options.as_deref(), &path.key("options"), |option| {
-                RoleAttributes::parse(std::slice::from_ref(option)).err()
-            });
+            let fault = |options: &[GenericOption]| RoleAttributes::parse(options).err();
+            self.sql_options(role.options.as_deref(), &path.key("options"), fault);
         }
         for (index, database) in cluster.databases.iter().enumerate() {
             let path = root.key("databases").index(index);
             self.name(path.key("name"), &database.name);
             self.name(path.key("owner"), &database.owner);
-            self.sql_options(database.options.as_deref(), &path.key("options"), |option| {
-                DatabaseAttributes::parse(std::slice::from_ref(option)).err()
-            });
+            let fault = |options: &[GenericOption]| DatabaseAttributes::parse(options).err();
+            self.sql_options(database.options.as_deref(), &path.key("options"), fault);
         }
         for (index, setting) in cluster.settings.iter().flatten().enumerate() {
             self.setting(setting, &root.key("settings").index(index));
@@ -360,19 +358,14 @@ impl Examination {
         &mut self,
         options: Option<&[GenericOption]>,
         root: &JsonPath,
-        fault: impl Fn(&GenericOption) -> Option<(String, OptionError)>,
+        fault: impl Fn(&[GenericOption]) -> Option<(String, OptionError)>,
     ) {
         for (index, option) in options.unwrap_or_default().iter().enumerate() {
             let path = root.index(index);
             // What can be written, and still means nothing.
-            if let Some((name, fault)) =
-                fault(option).filter(|(_, fault)| !matches!(fault, OptionError::Quote(_)))
-            {
-                self.fault(
-                    path.clone(),
-                    &format!("the option {name}, which {fault}"),
-                    "an option of its form",
-                );
+            let wrong = fault(std::slice::from_ref(option));
+            if let Some((name, fault)) = wrong.filter(|(_, fault)| !matches!(fault, OptionError::Quote(_))) {
+                self.fault(path, &format!("the option {name}, which {fault}"), "an option of its form");
                 continue;
             }
             if quote::option_name(&option.name).is_err() {
@@ -388,6 +381,10 @@ impl Examination {
                 let expected = "a number, a name or a quoted text; `vartype` `string` for other text";
                 self.form(path.key("value"), value, "a value which cannot stand unquoted", expected);
             }
+        }
+        if let Some((name, OptionError::Repeated)) = fault(options.unwrap_or_default()) {
+            let found = format!("the option {name}, which {}", OptionError::Repeated);
+            self.fault(root.clone(), &found, "each option once");
         }
     }
 
