@@ -134,6 +134,9 @@ pub const VERSION_PROBE: Duration = Duration::from_secs(10);
 /// What is kept of each output stream of a helper program, in bytes; the tail, because errors come last.
 pub const HELPER_OUTPUT: usize = 64 * 1024;
 
+/// Bytes taken at once from a helper whose output is passed on: what a pipe of Linux holds.
+pub const HELPER_PIECE: usize = 64 * 1024;
+
 /// How long the pipes of a helper are read on after its group was killed. Only a process that left the group
 /// can hold them longer, and what it writes is of no interest.
 pub const HELPER_DRAIN: Duration = Duration::from_secs(2);
