@@ -237,13 +237,16 @@ pub const HTTP_HEAD_BYTES: usize = 64 * 1024;
 /// section 5).
 pub const HTTP_CONFIGURE_BYTES: usize = 64 * 1024 * 1024;
 
-/// How long the body of `/configure` may take to arrive. The known client gives up on the whole request
-/// after 120 s, and the work needs its share of them.
+/// How long a body may take to arrive. The known client of `/configure` gives up on
+/// the whole request after 120 s, and the work needs its share of them.
 pub const HTTP_BODY_READ: Duration = Duration::from_secs(60);
 
-/// Bodies of `/configure` that are held at once, each up to [`HTTP_CONFIGURE_BYTES`]; the next caller is told
-/// to come back. Only one of them can be accepted by the machine anyway.
-pub const HTTP_BODIES: usize = 4;
+/// Bytes of any other body: a few names. The original's limit.
+pub const HTTP_BODY_BYTES: usize = 2 * 1024 * 1024;
+
+/// Bytes of bodies that each server holds at once, every one counted with its limit; the next caller is told
+/// to come back. Four of `/configure`, only one of which can be accepted by the machine anyway, or 128 others.
+pub const HTTP_BODIES_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
 
 /// How often an idle HTTP/2 client is asked whether it is still there, and how long it may take to say so: a
 /// peer that vanished without a word must not hold a connection for ever.
