@@ -178,10 +178,10 @@ where
     }
 }
 
-/// As the driver's older versions put it, which the texts of answers are made of (http-api, section 4).
-fn with_causes(error: &tokio_postgres::Error) -> String {
+/// An error and its causes in one line; of the driver's, what its older versions said by themselves.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(next) = cause {
         text.push_str(": ");
         text.push_str(&next.to_string());

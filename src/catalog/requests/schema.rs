@@ -11,7 +11,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 
-use super::Requests;
+use super::{Requests, with_causes};
 use crate::catalog::connect::{ConnectionSettings, connect};
 use crate::limits;
 use crate::postgres::piped::Piped;
@@ -47,7 +47,7 @@ pub enum DumpError {
     #[error(transparent)]
     Program(#[from] RunError),
     /// The program said why.
-    #[error("pg_dump failed: {}", String::from_utf8_lossy(&.0.stderr).trim_end())]
+    #[error("pg_dump failed, {}: {}", .0.status, String::from_utf8_lossy(&.0.stderr).trim_end())]
     Failed(Output),
     /// It took longer than it may.
     #[error("the dump was not finished within {:?}", limits::SCHEMA_DUMP)]
@@ -107,39 +107,40 @@ impl Requests {
 /// Hands the output on until it ends, or time is up, or nobody takes it any more. Apart from the one who reads,
 /// because a reader which has fallen asleep must not keep the locks of the dump.
 async fn pass_on(
-    mut dump: Piped,
+    dump: Piped,
     first: Vec<u8>,
     sender: mpsc::Sender<Part>,
     end: Instant,
     _place: OwnedSemaphorePermit,
 ) {
-    let all = async {
-        let mut piece = Some(first);
-        while let Some(taken) = piece {
-            sender.send(Part::Piece(taken)).await.ok()?;
-            piece = tokio::select! {
-                piece = dump.next() => piece,
-                () = sender.closed() => return None,
-            };
-        }
-        let output = match dump.finish().await {
-            Ok(output) => output,
-            Err(error) => return Some(tracing::warn!("a schema dump broke off: {error}")),
-        };
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !said.is_empty() || !output.status.success() {
-            tracing::warn!(status = %output.status, "pg_dump: {}", said.trim_end());
-        }
-        if output.status.success() {
-            sender.send(Part::End).await.ok()?;
-        }
-        Some(())
-    };
-    match timeout_at(end, all).await {
-        Ok(Some(())) => {}
-        Ok(None) => tracing::debug!("nobody waits for the schema dump any more"),
-        Err(_) => tracing::warn!("a schema dump broke off: {}", DumpError::TimedOut),
+    match timeout_at(end, to_the_end(dump, first, &sender)).await.unwrap_or(Err(DumpError::TimedOut)) {
+        Ok(true) => {}
+        Ok(false) => tracing::debug!("nobody waits for the schema dump any more"),
+        Err(error) => tracing::warn!("a schema dump broke off: {}", with_causes(&error)),
     }
+}
+
+/// Whether all of it was taken.
+async fn to_the_end(mut dump: Piped, first: Vec<u8>, sender: &mpsc::Sender<Part>) -> Result<bool, DumpError> {
+    let mut piece = Some(first);
+    while let Some(taken) = piece {
+        if sender.send(Part::Piece(taken)).await.is_err() {
+            return Ok(false);
+        }
+        piece = tokio::select! {
+            piece = dump.next() => piece,
+            () = sender.closed() => return Ok(false),
+        };
+    }
+    let output = dump.finish().await?;
+    if !output.status.success() {
+        return Err(DumpError::Failed(output));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !said.is_empty() {
+        tracing::warn!("pg_dump: {}", said.trim_end());
+    }
+    Ok(sender.send(Part::End).await.is_ok())
 }
 
 /// Whether the database is there, by the server's own code: its words are in a language of its choice.

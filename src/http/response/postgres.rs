@@ -8,7 +8,7 @@ use warp::reply::{Reply, Response};
 
 use super::{Problem, json};
 use crate::catalog::requests::{
-    DumpError, ExtensionInstallRequest, Listing, RequestError, SchemaDump, SetRoleGrantsRequest,
+    DumpError, ExtensionInstallRequest, Listing, RequestError, SchemaDump, SetRoleGrantsRequest, with_causes,
 };
 
 #[derive(Serialize)]
@@ -67,12 +67,13 @@ pub(in crate::http) fn schema(dump: Result<SchemaDump, DumpError>) -> Result<Res
     Ok(response)
 }
 
-/// 500 with the outermost message, or 503 when it is worth another try.
+/// 500 with the outermost message, or 503 when it is worth another try. The log has the causes as well.
 fn failed(what: &str, error: &RequestError) -> Problem {
-    match error {
-        RequestError::Busy => Problem::busy(),
-        error => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}{error}")),
+    if let RequestError::Busy = error {
+        return Problem::busy();
     }
+    let logged = Some(format!("{what}{}", with_causes(error)));
+    Problem { logged, ..Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}{error}")) }
 }
 
 /// The texts are the original's and say little; the log says more.
@@ -83,5 +84,5 @@ fn no_schema(error: &DumpError) -> Problem {
         DumpError::NoHost => (StatusCode::INTERNAL_SERVER_ERROR, "unexpected I/O error"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed to execute pg_dump"),
     };
-    Problem { logged: Some(format!("{text}: {error}")), ..Problem::new(status, text) }
+    Problem { logged: Some(format!("{text}: {}", with_causes(error))), ..Problem::new(status, text) }
 }
