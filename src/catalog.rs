@@ -4,6 +4,8 @@
 //! function from that and a spec to a [`Plan`] (or to the reason why the spec is impossible, before
 //! anything was touched), and [`apply`](mod@apply) executes a plan. A spec which is already true plans nothing, so that an
 //! apply which was cut short is completed by the next one.
+//!
+//! Apart from specs, [`requests`] is what clients may ask of a running Postgres.
 
 pub mod apply;
 pub mod attributes;
@@ -12,12 +14,14 @@ pub mod migrations;
 pub mod plan;
 pub mod quote;
 pub mod read;
+pub mod requests;
 pub mod step;
 
 pub use apply::{Applied, ApplyError};
 pub use connect::{ConnectError, Connection, ConnectionSettings, connect, connect_patiently};
 pub use plan::{Options, Plan, PlanError};
 pub use read::Existing;
+pub use requests::Requests;
 pub use step::Step;
 
 use tokio_util::sync::CancellationToken;

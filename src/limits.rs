@@ -134,6 +134,9 @@ pub const VERSION_PROBE: Duration = Duration::from_secs(10);
 /// What is kept of each output stream of a helper program, in bytes; the tail, because errors come last.
 pub const HELPER_OUTPUT: usize = 64 * 1024;
 
+/// Bytes taken at once from a helper whose output is passed on: what a pipe of Linux holds.
+pub const HELPER_PIECE: usize = 64 * 1024;
+
 /// How long the pipes of a helper are read on after its group was killed. Only a process that left the group
 /// can hold them longer, and what it writes is of no interest.
 pub const HELPER_DRAIN: Duration = Duration::from_secs(2);
@@ -193,6 +196,41 @@ pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);
 /// has to notice a signal; a drop that comes too early is refused and repeated by the next apply.
 pub const SLOT_RELEASE: Duration = Duration::from_secs(5);
 
+/// How often the server looks whether we are still there while it executes a statement for a request. A client
+/// that goes away and a deadline both close the session, and this is how long the statement outlives it.
+pub const SESSION_CHECK: Duration = Duration::from_secs(1);
+
+/// Sessions that requests have open at once; the next one waits. A server for ten clients must keep some for
+/// its users, and a session is needed for milliseconds.
+pub const REQUEST_SESSIONS: usize = 4;
+
+/// How long a request waits for one of [`REQUEST_SESSIONS`] before its client is told to come back. Only
+/// statements that wait for a lock can keep them that long.
+pub const REQUEST_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the statements of a request may take: one or two that read the catalog or write one row, so what
+/// takes longer waits for somebody's lock.
+pub const REQUEST: Duration = Duration::from_secs(30);
+
+/// How long `POST /extensions` may take: the script of a large extension takes some ten seconds, and one that
+/// updates may rewrite tables.
+pub const EXTENSION_REQUEST: Duration = Duration::from_secs(300);
+
+/// How often a statement is tried that loses against the same change by somebody else. One of those who compete
+/// gets through in each round, and they are no more than [`REQUEST_SESSIONS`] and an apply.
+pub const CONTENTION_TRIES: usize = 8;
+
+/// Statements of `pg_stat_statements` that are told, as in the original.
+pub const INSIGHTS: i64 = 100;
+
+/// How long a schema dump may take, the client's reading included: a hundred thousand tables take minutes, and
+/// all the while the dump holds locks and a snapshot which keep vacuum from cleaning up.
+pub const SCHEMA_DUMP: Duration = Duration::from_secs(600);
+
+/// Schema dumps at once; the next client is told to come back. Each is a process with the whole schema in its
+/// memory.
+pub const SCHEMA_DUMPS: usize = 4;
+
 // ---- http ---------------------------------------------------------------------------------------------
 
 /// Connections each of the two servers holds at once; more wait in the kernel's backlog. The known callers
@@ -214,13 +252,16 @@ pub const HTTP_HEAD_BYTES: usize = 64 * 1024;
 /// section 5).
 pub const HTTP_CONFIGURE_BYTES: usize = 64 * 1024 * 1024;
 
-/// How long the body of `/configure` may take to arrive. The known client gives up on the whole request
-/// after 120 s, and the work needs its share of them.
+/// How long a body may take to arrive. The known client of `/configure` gives up on
+/// the whole request after 120 s, and the work needs its share of them.
 pub const HTTP_BODY_READ: Duration = Duration::from_secs(60);
 
-/// Bodies of `/configure` that are held at once, each up to [`HTTP_CONFIGURE_BYTES`]; the next caller is told
-/// to come back. Only one of them can be accepted by the machine anyway.
-pub const HTTP_BODIES: usize = 4;
+/// Bytes of any other body: a few names. The original's limit.
+pub const HTTP_BODY_BYTES: usize = 2 * 1024 * 1024;
+
+/// Bytes of bodies that each server holds at once, every one counted with its limit; the next caller is told
+/// to come back. Four of `/configure`, only one of which can be accepted by the machine anyway, or 128 others.
+pub const HTTP_BODIES_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
 
 /// How often an idle HTTP/2 client is asked whether it is still there, and how long it may take to say so: a
 /// peer that vanished without a word must not hold a connection for ever.

@@ -23,6 +23,7 @@ use compute_states::{Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline
 use tokio_postgres::config::Host;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::{ConnectionSettings, Profile, Requests};
 use crate::cli::{self, Connstr, ExitCode, Port, RunOptions, SpecSource};
 use crate::control_plane::{self, Source};
 use crate::engine::{self, Ended, Handle};
@@ -154,6 +155,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     named_program_exists(&options)?;
     let listeners = bind(&options)?;
     let (connstr, postgres_port) = standalone::settle_port(&options);
+    let settings = ConnectionSettings::new(&Secret::new(connstr.reveal()), Profile::Standard)?;
     let document = match options.source {
         SpecSource::Standalone => Some(standalone::spec(&options.pgdata, postgres_port)),
         _ => config.spec,
@@ -176,6 +178,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     };
     tracing::info!(version = %installation.version(), program = %installation.postgres().display(), "PostgreSQL found");
     let superuser = connstr.config().get_user().unwrap_or("cloud_admin").to_owned();
+    let postgres = Requests::new(settings, installation.tool("pg_dump"));
     let parts = Parts {
         pgdata: claim(&options.pgdata).await?,
         installation,
@@ -221,7 +224,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         true => Auth::open(),
         false => Auth::tokens(&config.compute_ctl_config.jwks, &options.compute_id),
     };
-    let context = http::Context { engine: handle, metrics, specs: Arc::new(intake), auth };
+    let context = http::Context { engine: handle, metrics, specs: Arc::new(intake), postgres, auth };
     let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;

@@ -4,6 +4,7 @@
 //! * [`pgdata`] owns the data directory: who lives on it, whose it is, and how it is cleared.
 //! * [`conf`] and [`hba`] write the configuration files.
 //! * [`postmaster`] starts the server, tells when it is ready and when it has ended, and sweeps what it left.
+//! * [`piped`] runs helper programs whose output is passed on.
 //! * [`process`] runs helper programs, reaps orphans and drops privileges.
 
 pub mod conf;
@@ -11,6 +12,7 @@ pub mod hba;
 pub mod install;
 mod log;
 pub mod pgdata;
+pub mod piped;
 pub mod postmaster;
 pub mod process;
 mod proctable;

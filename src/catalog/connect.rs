@@ -90,6 +90,20 @@ impl ConnectionSettings {
         self
     }
 
+    /// The same with one more setting of the server for the session; it wins over all that are there.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        let before = self.config.get_options().unwrap_or_default();
+        let options = format!("{before} -c {name}={}", escape_option(value));
+        self.config.options(options.trim_start());
+        self
+    }
+
+    /// As the client library takes them, password included.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The same for another database.
     #[must_use]
     pub fn in_database(&self, database: &str) -> Self {
@@ -306,6 +320,13 @@ mod tests {
         );
         assert_eq!(settings.config.get_application_name(), Some("compute_ctl:apply_config"));
         assert_eq!(settings.config.get_connect_timeout(), Some(&limits::CONNECT));
+    }
+
+    #[test]
+    fn one_more_setting_comes_after_all_others() {
+        let settings = settings("host=h user=a options='-c x=1'", Profile::Standard).with("x", "2 3");
+        let options = settings.config().get_options().unwrap();
+        assert!(options.ends_with(" -c x=1 -c x=2\\ 3"), "{options}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod crash;
 mod logging;
 mod refusals;
+mod requests;
 mod signals;
 mod start;
 mod stop;

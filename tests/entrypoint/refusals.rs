@@ -73,6 +73,13 @@ fn bad_flags() {
     let mut command = place.program();
     command.args(["--config", "x", "--compute-id", "x", "--connstr", "postgresql://u@localhost/d"]);
     refused(&place, command, 2, &["--pgdata"]);
+    // Who connects is not left to the name of whoever runs this.
+    let anonymous = |word: String| {
+        if word.starts_with("postgresql://") { "postgresql://localhost/d".to_owned() } else { word }
+    };
+    let mut command = place.program();
+    command.args(place.arguments().into_iter().map(anonymous));
+    refused(&place, command, 2, &["--connstr", "user"]);
     let mut command = place.program();
     let same = |word: String| if word == place.internal.to_string() { port.clone() } else { word };
     command.args(place.arguments().into_iter().map(same));

@@ -56,6 +56,24 @@ impl Server {
         Self::run(dir, port)
     }
 
+    /// A hot standby that follows this server, with everything that was committed before.
+    pub(crate) fn standby(&self) -> Self {
+        let dir = TempDir::with_prefix("compute_ctl-test-").expect("a temporary directory");
+        give(dir.path());
+        let data = dir.path().join("data");
+        let mut backup = command("pg_basebackup");
+        backup.args(["-U", ADMIN, "-R", "--checkpoint=fast", "--no-sync", "-p", &self.port.to_string()]);
+        let output = backup.arg("-h").arg(self.dir.path()).arg("-D").arg(&data).output().expect("it runs");
+        assert!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
+        let port = free_port();
+        // The last line of a setting counts, and this file comes last.
+        let conf = format!("\nport = {port}\nunix_socket_directories = '{}'\n", dir.path().display());
+        let path = data.join("postgresql.auto.conf");
+        let text = fs::read_to_string(&path).expect("pg_basebackup has written it");
+        fs::write(&path, text + &conf).expect("writing into an own directory");
+        Self::run(dir, port)
+    }
+
     fn run(dir: TempDir, port: u16) -> Self {
         let mut postgres = command("postgres");
         postgres.arg("-D").arg(dir.path().join("data")).stdin(Stdio::null()).stderr(Stdio::piped());
@@ -68,7 +86,8 @@ impl Server {
             let mut ready = Some(ready);
             for line in stderr.split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
-                if line.contains("database system is ready to accept connections") {
+                // A standby adds a word.
+                if line.contains("database system is ready to accept ") {
                     ready.take().map(|ready| ready.send(String::new()));
                 } else if ready.is_some() {
                     seen.push_str(&line);
@@ -118,12 +137,17 @@ impl Drop for Server {
 
 /// A program of the newest installation, as a user PostgreSQL accepts.
 pub(crate) fn command(program: &str) -> Command {
-    let mut command = Command::new(bin().join(program));
+    let mut command = Command::new(self::program(program));
     command.current_dir("/").env("LC_ALL", "C").env("TZ", "UTC");
     if let Some(user) = unprivileged() {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     command
+}
+
+/// Where a program of the newest installation is.
+pub(crate) fn program(name: &str) -> PathBuf {
+    bin().join(name)
 }
 
 /// Makes a file or directory accessible to [`command`].
