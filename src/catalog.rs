@@ -13,7 +13,7 @@ pub mod read;
 pub mod step;
 
 pub use apply::{Applied, ApplyError};
-pub use connect::{ConnectError, Connection, ConnectionSettings, connect};
+pub use connect::{ConnectError, Connection, ConnectionSettings, connect, connect_with_notices};
 pub use plan::{Options, Plan, PlanError};
 pub use read::Existing;
 pub use step::Step;

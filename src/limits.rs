@@ -178,6 +178,10 @@ pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);
 /// has to notice a signal; a drop that comes too early is refused and repeated by the next apply.
 pub const SLOT_RELEASE: Duration = Duration::from_secs(5);
 
+/// How long one question about the settings may take: the server reads a file of some hundred lines and answers
+/// from memory, in milliseconds. A server that was frozen after it let us in must end in an error.
+pub const SETTINGS_QUERY: Duration = Duration::from_secs(10);
+
 // ---- http ---------------------------------------------------------------------------------------------
 
 /// Connections each of the two servers holds at once; more wait in the kernel's backlog. The known callers

@@ -15,6 +15,7 @@ use crate::control_plane::{self, Source};
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::conf::{self, Conf};
+use crate::postgres::settings::{Change, Reload, Settings, SettingsError, SizeLimitLifted};
 use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, SweepOutcome, hba, process};
 use crate::secret::Secret;
 use crate::spec::resolve::{Mode, StorageKind};
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     pub overwrite_foreign: bool,
     pub privileged_role: String,
     pub internal_http_port: u16,
+    pub settings: Settings,
     /// What the store has to keep.
     pub documents: Mutex<BTreeMap<Needed, Arc<StoredSpec>>>,
 }
@@ -112,11 +114,11 @@ impl World for RealWorld {
                 Work::ResolveSpec { spec } => parts.check(spec),
                 Work::PrepareStorage { spec, restart } => parts.prepare(spec, restart, &token).await,
                 Work::ApplySpec { spec, first, .. } => {
-                    let reload = || {
+                    let reload: Reload = Arc::new(move || {
                         let process = lock(&postmaster).process.clone();
                         process.is_some_and(|process| process.reload())
-                    };
-                    parts.apply(spec, first, reload, &token).await
+                    });
+                    parts.apply(spec, first, &reload, &token).await
                 }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
@@ -290,19 +292,17 @@ impl Parts {
         let storage = storage::open(stored.resolved.storage).map_err(permanent)?;
         let prepared = storage.prepare(&self.context(restart, token)).await.map_err(storage_error)?;
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
-        self.write_files(text, true).await?;
+        self.write_files(text).await?;
         Ok(Done::Done)
     }
 
-    async fn write_files(&self, conf_text: String, first: bool) -> Result<(), WorkError> {
+    async fn write_files(&self, conf_text: String) -> Result<(), WorkError> {
         let pgdata = self.pgdata.path().to_owned();
         blocking(move || {
             conf::write(&pgdata, &conf_text)?;
-            if first {
-                hba::allow_password_logins(&pgdata)?;
-                // Included by the settings; the server would log that it is missing.
-                conf::clear_override(&pgdata)?;
-            }
+            hba::allow_password_logins(&pgdata)?;
+            // Included by the settings; the server would log that it is missing.
+            conf::clear_override(&pgdata)?;
             Ok::<(), conf::WriteError>(())
         })
         .await
@@ -331,20 +331,28 @@ impl Parts {
         &self,
         spec: Revision,
         first: bool,
-        reload: impl Fn() -> bool,
+        reload: &Reload,
         token: &CancellationToken,
     ) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
-        if !first {
+        let server = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
+        let pgdata = self.pgdata.path();
+        if first {
+            self.settings.started();
+        } else {
             servable(&stored)?;
             let text = self.render(&stored)?;
-            self.write_files(text, false).await?;
-            reload();
+            let change = Change { pgdata, text: &text, server: &server, reload };
+            self.settings.change(change, token).await.map_err(settings_error)?;
         }
         let document = &stored.document;
         if stored.resolved.mode == Mode::Primary && !document.skip_pg_catalog_updates {
-            let settings = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
-            let connect = token.run_until_cancelled(catalog::connect(&settings)).await;
+            // Before the session, which is to have what it says.
+            let lifted = match profile(&stored) {
+                Profile::Neon => Some(SizeLimitLifted::lift(pgdata, reload).await.map_err(permanent)?),
+                Profile::Standard => None,
+            };
+            let connect = token.run_until_cancelled(catalog::connect(&server)).await;
             let connection = connect.ok_or_else(WorkError::cancelled)?.map_err(transient)?;
             let options = catalog::Options {
                 privileged_role: self.privileged_role.clone(),
@@ -355,6 +363,9 @@ impl Parts {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
                 other => permanent(other),
             })?;
+            if let Some(lifted) = lifted {
+                lifted.end(document.drop_subscriptions_before_start).await.map_err(permanent)?;
+            }
             tracing::info!(statements = applied.statements, "catalog applied");
         }
         self.hold(Needed::Applied, stored);
@@ -442,6 +453,14 @@ fn storage_error(error: StorageError) -> WorkError {
 
 fn transient(error: impl std::error::Error + 'static) -> WorkError {
     WorkError::new(FailureClass::Transient, &error)
+}
+
+fn settings_error(error: SettingsError) -> WorkError {
+    match error {
+        SettingsError::Cancelled => WorkError::cancelled(),
+        error if error.is_permanent() => permanent(error),
+        error => transient(error),
+    }
 }
 
 async fn blocking<E: std::error::Error + Send + 'static>(

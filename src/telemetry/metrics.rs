@@ -34,6 +34,8 @@ pub struct Metrics {
     rejected: IntCounter,
     refresh_requests: IntCounter,
     control_plane_requests: IntCounterVec,
+    settings_reloads: IntCounterVec,
+    pending_restart: IntGauge,
 }
 
 impl Default for Metrics {
@@ -95,6 +97,20 @@ impl Metrics {
                 &["rpc", "http_status"],
             ),
         );
+        let settings_reloads = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_settings_reloads_total", "Changes of Postgres's settings, by outcome"),
+                &["outcome"],
+            ),
+        );
+        let pending_restart = register(
+            &registry,
+            IntGauge::new(
+                "compute_ctl_pending_restart_settings",
+                "Settings whose new value Postgres takes only when it is started again",
+            ),
+        );
         let events = EventKind::ALL
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
@@ -109,6 +125,8 @@ impl Metrics {
             rejected,
             refresh_requests,
             control_plane_requests,
+            settings_reloads,
+            pending_restart,
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -154,6 +172,16 @@ impl Metrics {
     /// there was no answer.
     pub fn control_plane_request(&self, rpc: &str, http_status: &str) {
         self.control_plane_requests.with_label_values(&[rpc, http_status]).inc();
+    }
+
+    /// Counts a change of the settings of a running Postgres: `applied`, `refused` or `failed`.
+    pub fn settings_reload(&self, outcome: &str) {
+        self.settings_reloads.with_label_values(&[outcome]).inc();
+    }
+
+    /// Notes how many settings wait for Postgres's next start.
+    pub fn pending_restart(&self, settings: usize) {
+        self.pending_restart.set(i64::try_from(settings).unwrap_or(i64::MAX));
     }
 
     /// The text of `GET /metrics`, in the exposition format 0.0.4.
