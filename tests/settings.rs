@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -126,7 +127,7 @@ async fn the_server_judges_a_file_before_it_is_told_to_read_it() {
         ("include 'absent.conf'", &["could not open file"]),
         ("include 'postgresql.conf'", &["recursion"]),
         ("work_mem = '4MB", &["a line (", "syntax error"]),
-        ("role = 'nobody'", &["role", "does not exist"]),
+        ("role = 'nobody'", &["role (", "could not be applied"]),
         ("work_mem = '4MB'\nWork_Mem = 1", &["Work_Mem = \"1\""]),
     ] {
         let judgement = node.judge(lines).await;
@@ -143,7 +144,7 @@ async fn the_server_judges_a_file_before_it_is_told_to_read_it() {
     }
     for (lines, restart) in [
         ("max_connections = 50", &["max_connections"][..]),
-        ("max_connections = abc\nMax_Connections = 50", &["max_connections"]),
+        ("max_connections = abc\nmax_connections = 50", &["max_connections"]),
         ("shared_preload_libraries = 'absent'\nport = 1", &["port", "shared_preload_libraries"]),
         ("work_mem = 1\nwork_mem = '4MB'", &[]),
         ("max_connections = 50\nmax_connections = 100", &[]),
@@ -213,7 +214,6 @@ async fn a_change_is_in_force_when_it_is_reported() {
             "log_statement",
             "my.own",
             "search_path",
-            "sort_mem",
             "work_mem"
         ]
     );
@@ -231,9 +231,10 @@ async fn a_change_is_in_force_when_it_is_reported() {
         ConnectionSettings::new(&compute_ctl::secret::Secret::new("host=/nowhere user=x"), Profile::Standard);
     let (text, data) = (node.file(), node.server.data());
     let change = Change { pgdata: &data, text: &text, server: &nowhere.unwrap(), reload: &node.reload };
-    let written = fs::metadata(data.join("postgresql.conf")).unwrap().modified().unwrap();
+    let inode = || fs::metadata(data.join("postgresql.conf")).unwrap().ino();
+    let written = inode();
     let nothing = node.settings.change(change, &CancellationToken::new()).await.unwrap();
-    assert_eq!(nothing, Changed::default());
+    assert_eq!((nothing, inode()), (Changed::default(), written));
     // Nor when the line of the subscribers was added to it.
     conf::enable_subscribers(&data).unwrap();
     let subscribers = node.file();
@@ -241,7 +242,6 @@ async fn a_change_is_in_force_when_it_is_reported() {
     node.settings.change(change, &CancellationToken::new()).await.unwrap();
     assert_eq!((node.file(), node.reloads()), (subscribers, 1));
     conf::write(&data, &text).unwrap();
-    let _ = written;
 
     // Something else is more than the text of before, and cannot be done without the server.
     let error = node
@@ -372,8 +372,6 @@ async fn a_cancelled_change_is_taken_back() {
         if done {
             break;
         }
-        // A writer that was left alone finishes, and then takes its file back.
-        tokio::task::spawn_blocking(|| ()).await.unwrap();
         polls += 1;
     }
     assert_eq!(node.show("work_mem").await.unwrap(), "7MB");

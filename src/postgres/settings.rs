@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{ConnectError, ConnectionSettings};
@@ -44,10 +45,12 @@ pub use size_limit::SizeLimitLifted;
 /// Has the postmaster read its files again, without waiting; `false` when there is none.
 pub type Reload = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// The settings of one node's Postgres. One change at a time; the state machine sees to that.
+/// The settings of one node's Postgres.
 #[derive(Debug)]
 pub struct Settings {
     metrics: Arc<Metrics>,
+    /// One change at a time. Held until a file was taken back, which may be after its change was abandoned.
+    turn: Arc<tokio::sync::Mutex<()>>,
     pending_restart: Mutex<Vec<String>>,
     /// A new file could not be taken back, so that what is on disk is not what is in force.
     doubtful: Arc<AtomicBool>,
@@ -162,7 +165,7 @@ impl fmt::Display for Listed<'_> {
 impl Settings {
     /// Counts its outcomes in `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, pending_restart: Mutex::default(), doubtful: Arc::default() }
+        Self { metrics, turn: Arc::default(), pending_restart: Mutex::default(), doubtful: Arc::default() }
     }
 
     /// The settings whose value on file waits for a restart, as of the last change.
@@ -214,6 +217,8 @@ impl Settings {
         change: Change<'_>,
         token: &CancellationToken,
     ) -> Result<Option<Changed>, SettingsError> {
+        let turn = token.run_until_cancelled(self.turn.clone().lock_owned()).await;
+        let turn = turn.ok_or(SettingsError::Cancelled)?;
         let pgdata = change.pgdata.to_owned();
         let old = blocking(move || conf::read(&pgdata)).await.map_err(SettingsError::Read)?;
         let on_disk = old.as_deref().is_some_and(|old| conf::holds(old, change.text));
@@ -224,7 +229,7 @@ impl Settings {
         let before = session.judge(token).await?;
         let loaded = session.loaded(token).await?;
 
-        let mut taken_back = self.write(change, old).await?;
+        let mut taken_back = self.write(change, old, turn).await?;
         let judgement = session.judge(token).await?;
         drop(session);
         if !judgement.refused.is_empty() {
@@ -258,7 +263,12 @@ impl Settings {
     }
 
     /// Writes the new file. It is taken back unless what is returned is told to keep it.
-    async fn write(&self, change: Change<'_>, old: Option<Vec<u8>>) -> Result<TakenBack, SettingsError> {
+    async fn write(
+        &self,
+        change: Change<'_>,
+        old: Option<Vec<u8>>,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<TakenBack, SettingsError> {
         let taken_back = TakenBack {
             pgdata: change.pgdata.to_owned(),
             old,
@@ -266,6 +276,7 @@ impl Settings {
             doubtful: self.doubtful.clone(),
             told: false,
             armed: true,
+            _turn: turn,
         };
         let text = change.text.to_owned();
         // The guard goes along, so that the file is taken back even if nobody waits for the writer any more.
@@ -294,6 +305,7 @@ struct TakenBack {
     doubtful: Arc<AtomicBool>,
     told: bool,
     armed: bool,
+    _turn: OwnedMutexGuard<()>,
 }
 
 impl TakenBack {

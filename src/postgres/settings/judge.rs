@@ -26,6 +26,13 @@ const OF_A_DATABASE: [&str; 4] =
 /// Parts of names of PostgreSQL's own settings whose value may hold a password. Those of extensions always may.
 const SECRET: [&str; 5] = ["command", "conninfo", "key", "pass", "secret"];
 
+/// Names of earlier versions which the server still reads, and the names it shows them under.
+const RENAMED: [(&str, &str); 3] =
+    [("sort_mem", "work_mem"), ("ssl_ecdh_curve", "ssl_groups"), ("vacuum_mem", "maintenance_work_mem")];
+
+/// What `pg_file_settings` says of a name that is none.
+const UNKNOWN: &str = "unrecognized configuration parameter";
+
 /// A session in which the server is asked about its settings.
 pub struct Session {
     connection: Connection,
@@ -225,6 +232,7 @@ impl Judgement {
         for line in lines {
             // Of several lines the last one decides.
             if let Some(name) = &line.name {
+                let name = find(known, name).map_or(name.as_str(), |known| &known.name);
                 judgement.lines.insert(name.to_ascii_lowercase(), line);
             }
         }
@@ -285,7 +293,7 @@ impl Judgement {
             .collect()
     }
 
-    /// Settings on file which `pg_settings` does not show: placeholders, and other names of known settings.
+    /// Settings on file which `pg_settings` does not show: those of extensions that are not loaded.
     fn hidden(&self, known: &[Known]) -> Vec<String> {
         self.lines.keys().filter(|name| find(known, name).is_none()).cloned().collect()
     }
@@ -327,12 +335,12 @@ impl FileLine {
             _ => reason,
         };
         let value = self.value.clone().filter(|_| shown);
-        let expected = match (known, &self.name) {
-            (Some(known), _) => known.expected(),
-            (None, Some(_)) => {
+        let expected = match known {
+            Some(known) => known.expected(),
+            None if reason == UNKNOWN => {
                 Some("a setting of this server, or of an extension and with its prefix".to_owned())
             }
-            (None, None) => None,
+            None => None,
         };
         Refusal { name: self.name.clone(), value, place: self.place.clone(), reason, expected }
     }
@@ -390,7 +398,9 @@ impl Remark {
 }
 
 fn find<'a>(known: &'a [Known], name: &str) -> Option<&'a Known> {
-    known.iter().find(|known| known.name.eq_ignore_ascii_case(name))
+    let called = |name: &str| known.iter().find(|known| known.name.eq_ignore_ascii_case(name));
+    let renamed = || RENAMED.iter().find(|(old, _)| old.eq_ignore_ascii_case(name));
+    called(name).or_else(|| called(renamed()?.1))
 }
 
 fn quotes(text: &str, name: &str) -> bool {
