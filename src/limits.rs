@@ -182,6 +182,10 @@ pub const SLOT_RELEASE: Duration = Duration::from_secs(5);
 /// from memory, in milliseconds. A server that was frozen after it let us in must end in an error.
 pub const SETTINGS_QUERY: Duration = Duration::from_secs(10);
 
+/// Characters shown of a refused setting's value, and of what the server says to it, which quotes the value: whoever
+/// put a document there knows it by its beginning.
+pub const SETTING_SHOWN: usize = 400;
+
 // ---- http ---------------------------------------------------------------------------------------------
 
 /// Connections each of the two servers holds at once; more wait in the kernel's backlog. The known callers

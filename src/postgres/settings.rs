@@ -137,6 +137,11 @@ impl SettingsError {
     }
 }
 
+/// Whether a server that answers refuses a session, and not for want of room or because it stops or recovers.
+fn is_for_good(error: &ConnectError) -> bool {
+    error.sqlstate().is_some_and(|state| !state.starts_with("53") && !state.starts_with("57"))
+}
+
 fn sqlstate(error: &tokio_postgres::Error) -> &str {
     error.code().map_or("none", |state| state.code())
 }
@@ -244,8 +249,7 @@ impl Settings {
             return Err(SettingsError::Gone);
         }
         let mut session = Session::open(change.server, token).await.map_err(|error| match error {
-            // Not a server that hangs: one that has answered.
-            SettingsError::Connect(error) if error.sqlstate().is_some() => SettingsError::ShutOut(error),
+            SettingsError::Connect(error) if is_for_good(&error) => SettingsError::ShutOut(error),
             other => other,
         })?;
         if session.loaded(token).await? == loaded {

@@ -6,6 +6,7 @@
 mod crash;
 mod logging;
 mod refusals;
+mod settings;
 mod signals;
 mod start;
 mod stop;

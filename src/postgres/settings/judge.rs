@@ -70,7 +70,7 @@ pub struct Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.name, &self.value) {
-            (Some(name), Some(value)) => write!(f, "{name} = {value:?}")?,
+            (Some(name), Some(value)) => write!(f, "{name} = '{}'", value.escape_debug())?,
             (Some(name), None) => f.write_str(name)?,
             (None, _) => f.write_str("a line")?,
         }
@@ -334,7 +334,8 @@ impl FileLine {
             },
             _ => reason,
         };
-        let value = self.value.clone().filter(|_| shown);
+        let reason = shortened(&reason);
+        let value = self.value.as_deref().filter(|_| shown).map(shortened);
         let expected = match known {
             Some(known) => known.expected(),
             None if reason == UNKNOWN => {
@@ -401,6 +402,13 @@ fn find<'a>(known: &'a [Known], name: &str) -> Option<&'a Known> {
     let called = |name: &str| known.iter().find(|known| known.name.eq_ignore_ascii_case(name));
     let renamed = || RENAMED.iter().find(|(old, _)| old.eq_ignore_ascii_case(name));
     called(name).or_else(|| called(renamed()?.1))
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(limits::SETTING_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn quotes(text: &str, name: &str) -> bool {

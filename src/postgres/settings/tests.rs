@@ -48,7 +48,7 @@ fn nonsense_is_refused_although_an_earlier_change_waits_for_a_restart() {
     let nonsense = of(remark(INVALID, "invalid value for parameter \"max_connections\": \"abc\"", None));
     assert_eq!(
         refused(&nonsense),
-        ["max_connections = \"abc\" (/data/postgresql.conf line 7): invalid value for parameter \
+        ["max_connections = 'abc' (/data/postgresql.conf line 7): invalid value for parameter \
           \"max_connections\": \"abc\"; right is a whole number from 1 to 9"]
     );
     assert!(nonsense.needs_restart.is_empty());
@@ -95,7 +95,17 @@ fn a_value_that_may_be_a_secret_is_in_no_text() {
     let plain = [known("DateStyle", "string", false)];
     let remarks = vec![remark(INVALID, "invalid value for parameter \"DateStyle\": \"foo\"", None)];
     let judged = Judgement::of(vec![failed("datestyle", "foo")], &plain, remarks);
-    assert!(refused(&judged)[0].starts_with("datestyle = \"foo\""), "{judged:?}");
+    assert!(refused(&judged)[0].starts_with("datestyle = 'foo'"), "{judged:?}");
+}
+
+#[test]
+fn a_long_value_is_cut() {
+    let known = [known("wal_level", "enum", false)];
+    let long = "ü".repeat(10_000);
+    let remarks =
+        vec![remark(INVALID, &format!("invalid value for parameter \"wal_level\": \"{long}\""), None)];
+    let text = refused(&Judgement::of(vec![failed("wal_level", &long)], &known, remarks)).concat();
+    assert!(text.chars().count() < 1000 && text.contains("invalid value"), "{text}");
 }
 
 #[test]
