@@ -164,6 +164,11 @@ pub const SWEEP_LOOK: Duration = Duration::from_millis(250);
 /// must not hold up a stop.
 pub const LOG_DRAIN: Duration = Duration::from_secs(1);
 
+/// Longest line of `postgresql.conf`, in bytes. The server's reader goes over a line from its beginning for every
+/// 8 KiB of it: here it needs some 0.1 s, for a mebibyte a second, for ten a minute, and the postmaster serves
+/// nobody meanwhile. The longest that make sense, lists of some hundred pageservers, have a tenth of it.
+pub const CONF_LINE: usize = 256 * 1024;
+
 // ---- catalog ------------------------------------------------------------------------------------------
 
 /// How long one connection attempt to our own server may take: it is local, and a full backlog or a frozen

@@ -255,15 +255,13 @@ impl Settings {
         if session.loaded(token).await? == loaded {
             return Err(SettingsError::NotRead);
         }
-        let in_force = session.in_force(&judgement, token).await?;
-        if !in_force.not_taken.is_empty() {
-            return Err(SettingsError::NotTaken(in_force.not_taken));
+        let not_taken = session.not_taken(&judgement, token).await?;
+        if !not_taken.is_empty() {
+            return Err(SettingsError::NotTaken(not_taken));
         }
         taken_back.keep();
-        Ok(Some(Changed {
-            settings: judgement.changed_since(&before),
-            pending_restart: in_force.pending_restart,
-        }))
+        let settings = judgement.changed_since(&before);
+        Ok(Some(Changed { settings, pending_restart: judgement.needs_restart }))
     }
 
     /// Writes the new file. It is taken back unless what is returned is told to keep it.

@@ -44,7 +44,8 @@ pub struct Session {
 pub struct Judgement {
     /// The line that decides for each setting, by its name in lower case.
     lines: BTreeMap<String, FileLine>,
-    /// Settings that are right and that only a restart can change, removed ones included.
+    /// Settings that are right and that only a restart can change, removed ones included; in order. All that wait, not
+    /// only the latest ones. The server's own mark stays when a setting is taken off the file that was never in force.
     pub needs_restart: Vec<String>,
     /// What the server does not take.
     pub refused: Vec<Refusal>,
@@ -83,15 +84,6 @@ impl fmt::Display for Refusal {
         }
         Ok(())
     }
-}
-
-/// What a session says of the settings in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct InForce {
-    /// Settings that do not come from the line that decides.
-    pub(super) not_taken: Vec<String>,
-    /// Settings whose value on file waits for a restart.
-    pub(super) pending_restart: Vec<String>,
 }
 
 /// A row of `pg_file_settings`.
@@ -167,12 +159,12 @@ impl Session {
         Ok(rows.first().map(|row| row.get(0)).unwrap_or_default())
     }
 
-    /// Whether this session has what was judged.
-    pub(super) async fn in_force(
+    /// The settings which this session does not have from the line that decides, by what was judged.
+    pub(super) async fn not_taken(
         &mut self,
         judgement: &Judgement,
         token: &CancellationToken,
-    ) -> Result<InForce, SettingsError> {
+    ) -> Result<Vec<String>, SettingsError> {
         let known = self.known(token).await?;
         let mut not_taken = judgement.not_taken(&known);
         // Settings of extensions that are not loaded are in no view.
@@ -181,8 +173,7 @@ impl Session {
                      WHERE pg_catalog.current_setting(name, true) IS NULL";
         let rows = self.bounded(self.connection.client().query(query, &[&hidden]), token).await?;
         not_taken.extend(rows.iter().map(|row| row.get::<_, String>(0)));
-        let pending = known.iter().filter(|known| known.pending_restart);
-        Ok(InForce { not_taken, pending_restart: pending.map(|known| known.name.clone()).collect() })
+        Ok(not_taken)
     }
 
     async fn known(&mut self, token: &CancellationToken) -> Result<Vec<Known>, SettingsError> {
@@ -229,6 +220,8 @@ impl Judgement {
         for (line, remark) in failed.into_iter().zip(found) {
             judgement.sort(line, known, remark);
         }
+        judgement.needs_restart.sort_unstable();
+        judgement.needs_restart.dedup();
         for line in lines {
             // Of several lines the last one decides.
             if let Some(name) = &line.name {
