@@ -18,7 +18,9 @@ pub mod requests;
 pub mod step;
 
 pub use apply::{Applied, ApplyError};
-pub use connect::{ConnectError, Connection, ConnectionSettings, connect, connect_patiently};
+pub use connect::{
+    ConnectError, Connection, ConnectionSettings, connect, connect_patiently, connect_with_notices,
+};
 pub use plan::{Options, Plan, PlanError};
 pub use read::Existing;
 pub use requests::Requests;

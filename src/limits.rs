@@ -167,6 +167,11 @@ pub const SWEEP_LOOK: Duration = Duration::from_millis(250);
 /// must not hold up a stop.
 pub const LOG_DRAIN: Duration = Duration::from_secs(1);
 
+/// Longest line of `postgresql.conf`, in bytes. The server's reader goes over a line from its beginning for every
+/// 8 KiB of it: here it needs some 0.1 s, for a mebibyte a second, for ten a minute, and the postmaster serves
+/// nobody meanwhile. The longest that make sense, lists of some hundred pageservers, have a tenth of it.
+pub const CONF_LINE: usize = 256 * 1024;
+
 // ---- catalog ------------------------------------------------------------------------------------------
 
 /// How long one connection attempt to our own server may take: it is local, and a full backlog or a frozen
@@ -230,6 +235,14 @@ pub const SCHEMA_DUMP: Duration = Duration::from_secs(600);
 /// Schema dumps at once; the next client is told to come back. Each is a process with the whole schema in its
 /// memory.
 pub const SCHEMA_DUMPS: usize = 4;
+
+/// How long one question about the settings may take: the server reads a file of some hundred lines and answers
+/// from memory, in milliseconds. A server that was frozen after it let us in must end in an error.
+pub const SETTINGS_QUERY: Duration = Duration::from_secs(10);
+
+/// Characters shown of a refused setting's value, and of what the server says to it, which quotes the value: whoever
+/// put a document there knows it by its beginning.
+pub const SETTING_SHOWN: usize = 400;
 
 // ---- http ---------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ use crate::engine::{self, Ended, Handle};
 use crate::http::server::Side;
 use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
 use crate::limits;
+use crate::postgres::settings::Settings;
 use crate::postgres::{DataDir, InstallError, Installation, process};
 use crate::secret::Secret;
 use crate::signals::{self, Asked, Signals};
@@ -192,6 +193,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         privileged_role: options.privileged_role_name.clone(),
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
+        settings: Settings::new(metrics.clone()),
         documents: Mutex::default(),
     };
     if let Some((spec, _)) = &spec {

@@ -2,11 +2,15 @@
 
 use std::fmt;
 use std::fmt::Write as _;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::str::FromStr;
+use std::task::Poll;
 
 use thiserror::Error;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio::sync::mpsc;
+use tokio_postgres::error::DbError;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Socket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -236,15 +240,8 @@ impl Connection {
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect(settings: &ConnectionSettings) -> Result<Connection, ConnectError> {
+    let (client, connection) = open(settings).await?;
     let database = settings.database.clone();
-    // The timeout inside the configuration covers the TCP handshake only; a frozen server would accept that
-    // and never answer the login.
-    let (client, connection) =
-        match tokio::time::timeout(limits::CONNECT, settings.config.connect(NoTls)).await {
-            Ok(Ok(pair)) => pair,
-            Ok(Err(source)) => return Err(ConnectError::Failed { database, source }),
-            Err(_) => return Err(ConnectError::TimedOut { database }),
-        };
     let newer = newer_guard(connection.parameter("server_version").unwrap_or_default());
     let name = database.clone();
     let driver = tokio::spawn(async move {
@@ -291,6 +288,47 @@ fn newer_guard(server_version: &str) -> String {
     let major: u32 = server_version[..digits].parse().unwrap_or_default();
     let known = NEWER_GUARD.iter().filter(|(since, _, _)| *since <= major);
     known.map(|(_, name, value)| format!("SET {name} = {value};")).collect()
+}
+
+/// The same for a caller who wants to hear what the server remarks. A remark is on the channel before the answer
+/// of the statement that caused it.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect_with_notices(
+    settings: &ConnectionSettings,
+) -> Result<(Connection, mpsc::UnboundedReceiver<DbError>), ConnectError> {
+    let (client, mut connection) = open(settings).await?;
+    let (sender, notices) = mpsc::unbounded_channel();
+    let driver = tokio::spawn(poll_fn(move |cx| {
+        loop {
+            match connection.poll_message(cx) {
+                Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => {
+                    // Nobody listens to the end of the session.
+                    let _ = sender.send(notice);
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+                // The error is given to whoever waits for an answer on the client.
+                Poll::Ready(None | Some(Err(_))) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }));
+    let driver = AbortOnDropHandle::new(driver);
+    Ok((Connection { client, settings: settings.clone(), _driver: driver }, notices))
+}
+
+async fn open(
+    settings: &ConnectionSettings,
+) -> Result<(Client, tokio_postgres::Connection<Socket, NoTlsStream>), ConnectError> {
+    let database = settings.database.clone();
+    // The timeout inside the configuration covers the TCP handshake only; a frozen server would accept that
+    // and never answer the login.
+    match tokio::time::timeout(limits::CONNECT, settings.config.connect(NoTls)).await {
+        Ok(Ok(pair)) => Ok(pair),
+        Ok(Err(source)) => Err(ConnectError::Failed { database, source }),
+        Err(_) => Err(ConnectError::TimedOut { database }),
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::control_plane::{self, Source};
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::conf::{self, Conf};
+use crate::postgres::settings::{Change, Reload, Settings, SettingsError, SizeLimitLifted};
 use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, SweepOutcome, hba, process};
 use crate::secret::Secret;
 use crate::spec::resolve::{Mode, StorageKind};
@@ -43,6 +44,7 @@ pub(super) struct Parts {
     pub internal_http_port: u16,
     /// Catalog work that serving does not wait for.
     pub afterwards: Afterwards,
+    pub settings: Settings,
     /// What the store has to keep.
     pub documents: Mutex<BTreeMap<Needed, Arc<StoredSpec>>>,
 }
@@ -115,11 +117,11 @@ impl World for RealWorld {
                 Work::ResolveSpec { spec } => parts.check(spec),
                 Work::PrepareStorage { spec, restart } => parts.prepare(spec, restart, &token).await,
                 Work::ApplySpec { spec, first, .. } => {
-                    let reload = || {
+                    let reload: Reload = Arc::new(move || {
                         let process = lock(&postmaster).process.clone();
                         process.is_some_and(|process| process.reload())
-                    };
-                    parts.apply(spec, first, reload, &token).await
+                    });
+                    parts.apply(spec, first, &reload, &token).await
                 }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
@@ -294,19 +296,17 @@ impl Parts {
         let storage = storage::open(stored.resolved.storage).map_err(permanent)?;
         let prepared = storage.prepare(&self.context(restart, token)).await.map_err(storage_error)?;
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
-        self.write_files(text, true).await?;
+        self.write_files(text).await?;
         Ok(Done::Done)
     }
 
-    async fn write_files(&self, conf_text: String, first: bool) -> Result<(), WorkError> {
+    async fn write_files(&self, conf_text: String) -> Result<(), WorkError> {
         let pgdata = self.pgdata.path().to_owned();
         blocking(move || {
             conf::write(&pgdata, &conf_text)?;
-            if first {
-                hba::allow_password_logins(&pgdata)?;
-                // Included by the settings; the server would log that it is missing.
-                conf::clear_override(&pgdata)?;
-            }
+            hba::allow_password_logins(&pgdata)?;
+            // Included by the settings; the server would log that it is missing.
+            conf::clear_override(&pgdata)?;
             Ok::<(), conf::WriteError>(())
         })
         .await
@@ -335,18 +335,22 @@ impl Parts {
         &self,
         spec: Revision,
         first: bool,
-        reload: impl Fn() -> bool,
+        reload: &Reload,
         token: &CancellationToken,
     ) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
-        if !first {
+        let server = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
+        let pgdata = self.pgdata.path();
+        if first {
+            self.settings.started();
+        } else {
             servable(&stored)?;
             let text = self.render(&stored)?;
-            self.write_files(text, false).await?;
-            reload();
+            let change = Change { pgdata, text: &text, server: &server, reload };
+            self.settings.change(change, token).await.map_err(settings_error)?;
         }
         if stored.resolved.mode == Mode::Primary {
-            self.apply_catalog(&stored, first, token).await?;
+            self.apply_catalog(&stored, server, first, reload, token).await?;
         }
         self.hold(Needed::Applied, stored);
         Ok(Done::Done)
@@ -355,32 +359,44 @@ impl Parts {
     async fn apply_catalog(
         &self,
         stored: &StoredSpec,
+        server: ConnectionSettings,
         first: bool,
+        reload: &Reload,
         token: &CancellationToken,
     ) -> Result<(), WorkError> {
-        let settings = ConnectionSettings::new(&self.connstr, profile(stored)).map_err(permanent)?;
-        let task = if stored.document.skip_pg_catalog_updates {
+        let document = &stored.document;
+        let task = if document.skip_pg_catalog_updates {
             if profile(stored) != Profile::Neon {
                 return Ok(());
             }
             Task::UpdateNeon
         } else {
-            let connected = catalog::connect_patiently(&settings, token).await.map_err(transient)?;
+            // Before the session, which is to have what it says.
+            let lifted = match profile(stored) {
+                Profile::Neon => {
+                    Some(SizeLimitLifted::lift(self.pgdata.path(), reload).await.map_err(permanent)?)
+                }
+                Profile::Standard => None,
+            };
+            let connected = catalog::connect_patiently(&server, token).await.map_err(transient)?;
             let connection = connected.ok_or_else(WorkError::cancelled)?;
             let options = catalog::Options {
                 privileged_role: self.privileged_role.clone(),
                 profile: profile(stored),
                 concurrency: concurrency(stored, first),
             };
-            let applied = catalog::apply(&connection, &stored.document, &options, token).await;
+            let applied = catalog::apply(&connection, document, &options, token).await;
             let applied = applied.map_err(|error| match error {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
                 other => permanent(other),
             })?;
+            if let Some(lifted) = lifted {
+                lifted.end(document.drop_subscriptions_before_start).await.map_err(permanent)?;
+            }
             tracing::info!(statements = applied.statements, "catalog applied");
             Task::Migrations(applied.migrations)
         };
-        self.afterwards.begin(task, settings, self.metrics.clone());
+        self.afterwards.begin(task, server, self.metrics.clone());
         Ok(())
     }
 
@@ -465,6 +481,14 @@ fn storage_error(error: StorageError) -> WorkError {
 
 fn transient(error: impl std::error::Error + 'static) -> WorkError {
     WorkError::new(FailureClass::Transient, &error)
+}
+
+fn settings_error(error: SettingsError) -> WorkError {
+    match error {
+        SettingsError::Cancelled => WorkError::cancelled(),
+        error if error.is_permanent() => permanent(error),
+        error => transient(error),
+    }
 }
 
 async fn blocking<E: std::error::Error + Send + 'static>(

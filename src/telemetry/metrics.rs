@@ -35,6 +35,8 @@ pub struct Metrics {
     refresh_requests: IntCounter,
     control_plane_requests: IntCounterVec,
     migrations_failed: IntCounterVec,
+    settings_reloads: IntCounterVec,
+    pending_restart: IntGauge,
 }
 
 impl Default for Metrics {
@@ -103,6 +105,20 @@ impl Metrics {
                 &["rpc", "http_status"],
             ),
         );
+        let settings_reloads = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_settings_reloads_total", "Changes of Postgres's settings, by outcome"),
+                &["outcome"],
+            ),
+        );
+        let pending_restart = register(
+            &registry,
+            IntGauge::new(
+                "compute_ctl_pending_restart_settings",
+                "Settings whose new value Postgres takes only when it is started again",
+            ),
+        );
         let events = EventKind::ALL
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
@@ -118,6 +134,8 @@ impl Metrics {
             refresh_requests,
             control_plane_requests,
             migrations_failed,
+            settings_reloads,
+            pending_restart,
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -168,6 +186,16 @@ impl Metrics {
     /// Counts a failed migration of the catalog.
     pub fn migration_failed(&self, id: i64) {
         self.migrations_failed.with_label_values(&[&id.to_string()]).inc();
+    }
+
+    /// Counts a change of the settings of a running Postgres: `applied`, `refused` or `failed`.
+    pub fn settings_reload(&self, outcome: &str) {
+        self.settings_reloads.with_label_values(&[outcome]).inc();
+    }
+
+    /// Notes how many settings wait for Postgres's next start.
+    pub fn pending_restart(&self, settings: usize) {
+        self.pending_restart.set(i64::try_from(settings).unwrap_or(i64::MAX));
     }
 
     /// The text of `GET /metrics`, in the exposition format 0.0.4.

@@ -7,6 +7,7 @@ mod crash;
 mod logging;
 mod refusals;
 mod requests;
+mod settings;
 mod signals;
 mod start;
 mod stop;

@@ -117,6 +117,11 @@ impl Server {
         self.port
     }
 
+    /// The postmaster's process id.
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a process id")
+    }
+
     /// Its data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -125,7 +130,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        let pid = Pid::from_raw(self.pid());
         // Immediate shutdown: the data is not needed any more. The child is not reaped yet, so the id is its.
         let _ = kill(pid, Signal::SIGQUIT);
         let _ = self.child.wait();
