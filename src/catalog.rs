@@ -54,7 +54,8 @@ pub async fn apply(
     token: &CancellationToken,
 ) -> Result<Applied, ApplyError> {
     let (_, plan) = preview(connection, spec, options, token).await?;
-    apply::execute(connection, &plan, options, token).await
+    // Boxed, here and below: what waits for dozens of answers at once is too large to be passed from stack to stack.
+    Box::pin(apply::execute(connection, &plan, options, token)).await
 }
 
 /// What [`apply()`] would start from, and what it would do; nothing is changed.
@@ -67,7 +68,8 @@ pub async fn preview(
     options: &Options,
     token: &CancellationToken,
 ) -> Result<(Existing, Plan), ApplyError> {
-    let existing = connection.unless_cancelled(token, Existing::read(connection, spec, options)).await??;
+    let reading = Box::pin(Existing::read(connection, spec, options));
+    let existing = connection.unless_cancelled(token, reading).await??;
     let plan = plan::plan(&existing, spec, options)?;
     Ok((existing, plan))
 }

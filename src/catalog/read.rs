@@ -415,7 +415,8 @@ async fn query(
     sql: &str,
     parameters: &[(&(dyn ToSql + Sync), Type)],
 ) -> Result<Vec<Row>, ReadError> {
-    client.query_typed(sql, parameters).await.map_err(ReadError::Query)
+    // Boxed, because a dozen of these wait side by side.
+    Box::pin(client.query_typed(sql, parameters)).await.map_err(ReadError::Query)
 }
 
 fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, ReadError> {

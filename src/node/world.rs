@@ -347,10 +347,10 @@ impl Parts {
             servable(&stored)?;
             let text = self.render(&stored)?;
             let change = Change { pgdata, text: &text, server: &server, reload };
-            self.settings.change(change, token).await.map_err(settings_error)?;
+            Box::pin(self.settings.change(change, token)).await.map_err(settings_error)?;
         }
         if stored.resolved.mode == Mode::Primary {
-            self.apply_catalog(&stored, server, first, reload, token).await?;
+            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
         }
         self.hold(Needed::Applied, stored);
         Ok(Done::Done)
