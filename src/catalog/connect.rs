@@ -26,15 +26,15 @@ const APPLICATION_NAME: &str = "compute_ctl:apply_config";
 ///
 /// Nor is anything of them logged by the server: the statements hold verifiers of passwords, and it logs whole
 /// statements when `log_statement` says so, and when one of them fails.
-const GUARD: [(&str, &str); 14] = [
+const GUARD: [(&str, &str); 13] = [
     ("default_transaction_read_only", "off"),
     ("default_transaction_isolation", "read committed"),
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
-    // Libraries which a database's owner names need not exist, and then no session would begin.
-    ("session_preload_libraries", ""),
+    // Libraries which a database's owner names need not exist, and then no session would begin. Those of
+    // `session_preload_libraries` are a superuser's.
     ("local_preload_libraries", ""),
     // Triggers of users, event triggers among them, would run with our rights.
     ("session_replication_role", "replica"),
@@ -351,7 +351,7 @@ mod tests {
                 "-c role=cloud_admin -c lock_timeout=60000ms -c default_transaction_read_only=off \
                  -c default_transaction_isolation=read\\ committed -c search_path= -c statement_timeout=0 \
                  -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
-                 -c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica \
+                 -c local_preload_libraries= -c session_replication_role=replica \
                  -c log_statement=none -c log_min_error_statement=panic -c log_min_duration_statement=-1 \
                  -c log_min_duration_sample=-1 -c log_duration=off -c statement_timeout=5"
             )

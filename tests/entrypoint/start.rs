@@ -262,7 +262,7 @@ fn verifiers_of_passwords_stay_out_of_the_log() {
     let node = place.start(&[]);
     node.wait_status("running");
     // One that fails, and those behind it in the same transaction.
-    let limit = json!([{ "name": "CONNECTION LIMIT", "value": "-7", "vartype": "integer" }]);
+    let limit = json!([{ "name": "NO SUCH OPTION", "value": null, "vartype": "bool" }]);
     spec["cluster"]["roles"] = json!([
         { "name": "carol", "encrypted_password": ALICE, "options": limit },
         { "name": "dave", "encrypted_password": ALICE },
