@@ -93,9 +93,7 @@ impl Running {
 
     fn metric(&self, name: &str) -> Option<String> {
         let text = self.metrics.render(0).unwrap();
-        let line =
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
-        line
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))
     }
 }
 
