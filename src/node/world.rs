@@ -241,7 +241,7 @@ impl Parts {
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
         let conf = Conf {
             spec: &stored.document,
-            profile: profile(stored),
+            profile: Profile::of(&stored.resolved),
             privileged_role: &self.privileged_role,
             internal_http_port: self.internal_http_port,
             tls: false,
@@ -358,9 +358,10 @@ impl Parts {
         first: bool,
         token: &CancellationToken,
     ) -> Result<(), WorkError> {
-        let settings = ConnectionSettings::new(&self.connstr, profile(stored)).map_err(permanent)?;
+        let settings =
+            ConnectionSettings::new(&self.connstr, Profile::of(&stored.resolved)).map_err(permanent)?;
         let task = if stored.document.skip_pg_catalog_updates {
-            if profile(stored) != Profile::Neon {
+            if Profile::of(&stored.resolved) != Profile::Neon {
                 return Ok(());
             }
             Task::UpdateNeon
@@ -369,7 +370,7 @@ impl Parts {
             let connection = connected.ok_or_else(WorkError::cancelled)?;
             let options = catalog::Options {
                 privileged_role: self.privileged_role.clone(),
-                profile: profile(stored),
+                profile: Profile::of(&stored.resolved),
                 concurrency: concurrency(stored, first),
             };
             let applied = catalog::apply(&connection, &stored.document, &options, token).await;
@@ -428,13 +429,6 @@ fn concurrency(stored: &StoredSpec, first: bool) -> usize {
         catalog::Options::start_concurrency(conf::max_connections(&stored.document.cluster))
     } else {
         stored.document.reconfigure_concurrency.max(1)
-    }
-}
-
-fn profile(stored: &StoredSpec) -> Profile {
-    match stored.resolved.storage {
-        StorageKind::Neon => Profile::Neon,
-        _ => Profile::Standard,
     }
 }
 
