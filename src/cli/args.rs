@@ -234,7 +234,13 @@ pub(super) struct PlanArgs {
     pub(super) color: Color,
 
     /// With --connstr: role whose members may do what a superuser would.
-    #[arg(long, value_name = "NAME", default_value = "neon_superuser", requires = "connstr")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "neon_superuser",
+        requires = "connstr",
+        conflicts_with = "url"
+    )]
     pub(super) privileged_role_name: String,
 
     /// List every step, however many there are.

@@ -131,7 +131,8 @@ impl Script {
 }
 
 /// A name as `psql` takes it: as it stands if it is plain, otherwise within a connection string, because a name with
-/// `=` in it would be taken for one. In single quotes `psql` reads escapes as in C (PostgreSQL manual, psql).
+/// `=` in it would be taken for one. In single quotes `psql` reads escapes as in C (PostgreSQL manual, psql), and
+/// what comes of that as an identifier, so that there is a third kind of quotes.
 fn connect_argument(database: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     if database.bytes().all(plain) {
@@ -139,7 +140,7 @@ fn connect_argument(database: &str) -> String {
     }
     let value = database.replace('\\', "\\\\").replace('\'', "\\'");
     let mut argument = String::from("-reuse-previous=on '");
-    for c in format!("dbname='{value}'").chars() {
+    for c in format!("\"dbname='{}'\"", value.replace('"', "\"\"")).chars() {
         match c {
             '\\' | '\'' => argument.extend(['\\', c]),
             c if is_misleading(c) => {
@@ -254,7 +255,56 @@ fn literal(inner: &str, escapes: bool, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::catalog::quote;
+
+    /// Reads an identifier as PostgreSQL does, in either form.
+    fn read_back(text: &str) -> Option<String> {
+        let (unicode, text) = match text.strip_prefix("U&") {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let inner = text.strip_prefix('"')?.strip_suffix('"')?.replace("\"\"", "\"");
+        if !unicode {
+            return Some(inner);
+        }
+        let mut parts = inner.split('\\');
+        let mut name = parts.next()?.to_owned();
+        while let Some(part) = parts.next() {
+            match part.strip_prefix('+') {
+                Some(code) => {
+                    name.push(char::from_u32(u32::from_str_radix(code.get(..6)?, 16).ok()?)?);
+                    name.push_str(&code[6..]);
+                }
+                // Two in a row are one.
+                None if part.is_empty() => {
+                    name.push('\\');
+                    name.push_str(parts.next()?);
+                }
+                None => return None,
+            }
+        }
+        Some(name)
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_stays_what_it_is(name in "([^\0]|[\"\\\\\u{1b}\u{9b}\u{202e}]){1,12}") {
+            let quoted = quote::identifier(&name).expect("it is short");
+            let shown = statement(&quoted).expect("it is a statement's part");
+            prop_assert!(!shown.contains(is_misleading), "{shown:?}");
+            prop_assert_eq!(read_back(&shown), Some(name));
+        }
+
+        #[test]
+        fn every_literal_stays_in_its_quotes(value in "([^\0]|['\\\\\u{1b}\n]){0,12}") {
+            let shown = statement(&quote::literal(&value).expect("it has no NUL")).expect("it is one");
+            prop_assert!(!shown.contains(is_misleading), "{shown:?}");
+            prop_assert_eq!(statement(&shown), Ok(shown.clone()), "it is read again as one literal");
+        }
+    }
 
     #[test]
     fn what_is_quoted_means_the_same_and_shows_no_control() {
@@ -290,8 +340,8 @@ mod tests {
     #[test]
     fn databases_are_named_to_psql_whatever_they_are_called() {
         assert_eq!(connect_argument("App_1"), "App_1");
-        assert_eq!(connect_argument("a=b"), "-reuse-previous=on 'dbname=\\'a=b\\''");
-        assert_eq!(connect_argument("it's"), "-reuse-previous=on 'dbname=\\'it\\\\\\'s\\''");
-        assert_eq!(connect_argument("a\nb"), "-reuse-previous=on 'dbname=\\'a\\012b\\''");
+        assert_eq!(connect_argument("a=b"), "-reuse-previous=on '\"dbname=\\'a=b\\'\"'");
+        assert_eq!(connect_argument("it's\""), "-reuse-previous=on '\"dbname=\\'it\\\\\\'s\"\"\\'\"'");
+        assert_eq!(connect_argument("a\nb"), "-reuse-previous=on '\"dbname=\\'a\\012b\\'\"'");
     }
 }

@@ -262,7 +262,7 @@ BEGIN;
     let found = lines[body..].join("\n");
     assert!(found.starts_with(expected), "{found}");
     assert!(
-        found.contains("COMMIT;\n\n\\connect -reuse-previous=on 'dbname=\\'b=2\\''\n:guard\nBEGIN;\n"),
+        found.contains("COMMIT;\n\n\\connect -reuse-previous=on '\"dbname=\\'b=2\\'\"'\n:guard\nBEGIN;\n"),
         "{found}"
     );
     assert!(found.ends_with("COMMIT;\n\n\\o"), "{found}");
