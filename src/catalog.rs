@@ -2,7 +2,7 @@
 //!
 //! The seam between the three is data. [`read`] turns a server into an [`Existing`], [`plan`] is a pure
 //! function from that and a spec to a [`Plan`] (or to the reason why the spec is impossible, before
-//! anything was touched), and [`apply`](mod@apply) executes a plan. A spec which is already true plans nothing, so that an
+//! anything was touched), [`apply`](mod@apply) executes a plan, and [`show`] shows one. A spec which is already true plans nothing, so that an
 //! apply which was cut short is completed by the next one.
 //!
 //! Apart from specs, [`requests`] is what clients may ask of a running Postgres.
@@ -15,6 +15,7 @@ pub mod plan;
 pub mod quote;
 pub mod read;
 pub mod requests;
+pub mod show;
 pub mod step;
 
 pub use apply::{Applied, ApplyError};
@@ -24,19 +25,33 @@ pub use connect::{
 pub use plan::{Options, Plan, PlanError};
 pub use read::Existing;
 pub use requests::Requests;
+pub use show::PlanDocument;
 pub use step::Step;
 
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::spec::document::ComputeSpec;
+use crate::spec::resolve::{ResolvedSpec, StorageKind};
 
 /// Which kind of PostgreSQL is at the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Profile {
     /// Neon's, with its extension preloaded.
     Neon,
     /// Any other.
     Standard,
+}
+
+impl Profile {
+    /// What a node has that was started with this spec.
+    pub fn of(resolved: &ResolvedSpec) -> Self {
+        match resolved.storage {
+            StorageKind::Neon => Self::Neon,
+            _ => Self::Standard,
+        }
+    }
 }
 
 /// Makes roles and databases what `spec` says: reads, plans, executes.

@@ -115,6 +115,18 @@ pub const CRASH_LINGER: Duration = Duration::from_millis(300);
 /// Longest `--crash-linger` taken: beyond an hour it is a typing error, and a node which never leaves.
 pub const CRASH_LINGER_MAX: Duration = Duration::from_secs(3600);
 
+/// Steps of a plan that are listed for a person before the rest is counted: some screens. Nobody reads ten
+/// thousand lines, and `--all`, `--json` and `--sql` have them all.
+pub const PLAN_LINES: usize = 100;
+
+/// How long `compute_ctl plan` may take to get a plan, from a compute or from a server: twice the wait for a lock
+/// ([`CATALOG_LOCK`]), which is the longest thing in it.
+pub const PLAN: Duration = Duration::from_secs(120);
+
+/// Bytes of a plan that a compute sends. A role's entry in a spec is some sixty bytes at least, and its steps in
+/// a plan are a few hundred, so this is several times the longest spec.
+pub const PLAN_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
+
 // ---- storage ------------------------------------------------------------------------------------------
 
 /// How long `initdb` may take. It needs two seconds on a slow disk; a disk that is a hundred times slower still

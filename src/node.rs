@@ -40,6 +40,7 @@ use crate::telemetry::{self, Metrics};
 
 use afterwards::Afterwards;
 use error::StartError;
+pub(crate) use error::chain;
 use intake::Intake;
 use journal::JournalFile;
 use terminal::Foreground;

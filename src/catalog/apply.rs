@@ -107,9 +107,12 @@ pub async fn execute(
 }
 
 /// Steps that are executed in one go.
-enum Stage<'a> {
+pub(super) enum Stage<'a> {
+    /// One transaction.
     Together(Vec<&'a Step>),
+    /// Outside of a transaction.
     Alone(&'a Step),
+    /// A transaction in each of these databases.
     Inside(BTreeMap<&'a str, Vec<&'a Step>>),
 }
 
@@ -123,7 +126,8 @@ impl<'a> Stage<'a> {
     }
 }
 
-fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
+/// What is executed together, in the order of execution.
+pub(super) fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
     let mut stages: Vec<Stage<'_>> = Vec::new();
     for step in steps {
         match (step.place(), stages.last_mut()) {

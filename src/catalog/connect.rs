@@ -108,6 +108,12 @@ impl ConnectionSettings {
         &self.config
     }
 
+    /// The same for a session in which the server refuses to change anything, whatever the connection string says.
+    #[must_use]
+    pub fn read_only(&self) -> Self {
+        self.clone().with("default_transaction_read_only", "on")
+    }
+
     /// The same for another database.
     #[must_use]
     pub fn in_database(&self, database: &str) -> Self {
@@ -127,6 +133,25 @@ impl fmt::Debug for ConnectionSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionSettings").field("database", &self.database).finish_non_exhaustive()
     }
+}
+
+/// The guard of a session as statements, for people who begin one of their own. What can be set at its beginning only
+/// is left out.
+pub(super) fn guard_sql(profile: Profile, server_version: u32) -> Vec<String> {
+    let patience = format!("{}ms", limits::CATALOG_LOCK.as_millis());
+    let neon: &[_] = if profile == Profile::Neon { &NEON_GUARD } else { &[] };
+    let newer = NEWER_GUARD.iter().filter(|(since, _, _)| *since <= server_version / 10_000);
+    let settings = [("lock_timeout", patience.as_str())];
+    settings
+        .iter()
+        .chain(&GUARD)
+        .filter(|(name, _)| !name.ends_with("_preload_libraries"))
+        .chain(neon)
+        .copied()
+        .chain(newer.map(|(_, name, value)| (*name, *value)))
+        // `SET` would make a list of one empty name of an empty search path.
+        .map(|(name, value)| format!("SELECT pg_catalog.set_config('{name}', '{value}', false)"))
+        .collect()
 }
 
 /// Options are split at white space; a backslash keeps the next character (PostgreSQL manual, libpq
@@ -374,6 +399,31 @@ mod tests {
         };
         assert!(options(Profile::Neon).contains("-c pgaudit.log=none -c neon.forward_ddl=false"));
         assert!(!options(Profile::Standard).contains("pgaudit"));
+    }
+
+    #[test]
+    fn a_read_only_session_is_one_whatever_the_connection_string_says() {
+        let settings = settings(
+            "postgresql://a@localhost/b?options=-c%20default_transaction_read_only%3Doff",
+            Profile::Standard,
+        );
+        let options = settings.read_only().config.get_options().unwrap().to_owned();
+        assert!(
+            options.ends_with(" -c default_transaction_read_only=off -c default_transaction_read_only=on"),
+            "{options}"
+        );
+    }
+
+    #[test]
+    fn a_persons_session_is_guarded_as_far_as_it_can_be_once_it_has_begun() {
+        let guard = guard_sql(Profile::Standard, 150_004).join("\n");
+        assert!(guard.contains("set_config('search_path', '', false)"), "{guard}");
+        assert!(guard.contains("set_config('lock_timeout', '60000ms', false)"), "{guard}");
+        for absent in ["preload", "transaction_timeout", "pgaudit"] {
+            assert!(!guard.contains(absent), "{absent}: {guard}");
+        }
+        assert!(guard_sql(Profile::Neon, 170_000).join(" ").contains("'pgaudit.log', 'none'"));
+        assert!(guard_sql(Profile::Standard, 170_000).join(" ").contains("'transaction_timeout', '0'"));
     }
 
     #[test]

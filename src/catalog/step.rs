@@ -5,6 +5,8 @@ mod sql;
 use std::collections::BTreeSet;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::Profile;
 use super::attributes::{DatabaseAttributes, RoleAttributes};
 use super::migrations::Migration;
@@ -12,7 +14,7 @@ use crate::secret::Secret;
 use crate::spec::document::GenericOption;
 
 pub use sql::RenderError;
-pub(super) use sql::mark_of_preparation;
+pub(super) use sql::{MASKED_LOGIN, mark_of_preparation};
 
 /// One change to a server. `Display` says it in words, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,7 +215,8 @@ pub(super) enum Place<'a> {
 }
 
 /// What a step is to a reader of the plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Change {
     /// Something is there that was not.
     Add,

@@ -59,7 +59,7 @@ impl StartError {
 }
 
 /// An error and its causes in one line. Some errors have the text of their cause in their own.
-pub(super) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

@@ -243,7 +243,7 @@ impl Parts {
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
         let conf = Conf {
             spec: &stored.document,
-            profile: profile(stored),
+            profile: Profile::of(&stored.resolved),
             privileged_role: &self.privileged_role,
             internal_http_port: self.internal_http_port,
             tls: false,
@@ -339,7 +339,8 @@ impl Parts {
         token: &CancellationToken,
     ) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
-        let server = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
+        let server =
+            ConnectionSettings::new(&self.connstr, Profile::of(&stored.resolved)).map_err(permanent)?;
         let pgdata = self.pgdata.path();
         if first {
             self.settings.started();
@@ -366,13 +367,13 @@ impl Parts {
     ) -> Result<(), WorkError> {
         let document = &stored.document;
         let task = if document.skip_pg_catalog_updates {
-            if profile(stored) != Profile::Neon {
+            if Profile::of(&stored.resolved) != Profile::Neon {
                 return Ok(());
             }
             Task::UpdateNeon
         } else {
             // Before the session, which is to have what it says.
-            let lifted = match profile(stored) {
+            let lifted = match Profile::of(&stored.resolved) {
                 Profile::Neon => {
                     Some(SizeLimitLifted::lift(self.pgdata.path(), reload).await.map_err(permanent)?)
                 }
@@ -382,7 +383,7 @@ impl Parts {
             let connection = connected.ok_or_else(WorkError::cancelled)?;
             let options = catalog::Options {
                 privileged_role: self.privileged_role.clone(),
-                profile: profile(stored),
+                profile: Profile::of(&stored.resolved),
                 concurrency: concurrency(stored, first),
             };
             let applied = catalog::apply(&connection, document, &options, token).await;
@@ -444,13 +445,6 @@ fn concurrency(stored: &StoredSpec, first: bool) -> usize {
         catalog::Options::start_concurrency(conf::max_connections(&stored.document.cluster))
     } else {
         stored.document.reconfigure_concurrency.max(1)
-    }
-}
-
-fn profile(stored: &StoredSpec) -> Profile {
-    match stored.resolved.storage {
-        StorageKind::Neon => Profile::Neon,
-        _ => Profile::Standard,
     }
 }
 

@@ -42,6 +42,10 @@ const MARK: &str = "'1:' || (SELECT pg_catalog.count(*) FROM pg_catalog.pg_authi
           AND CASE s.classid WHEN 'pg_catalog.pg_namespace'::pg_catalog.regclass THEN s.objid = 2200 \
               ELSE s.refobjid = (SELECT oid FROM pg_catalog.pg_authid WHERE rolname = {privileged}) END), '')";
 
+/// How a statement for eyes ends when the one for the server sets a password: no other statement ends like this,
+/// whatever the names in it are, since a quote inside of quotes is doubled.
+pub(in crate::catalog) const MASKED_LOGIN: &str = " LOGIN PASSWORD '<secret>'";
+
 /// Whether SQL is meant for the server or for eyes.
 #[derive(Clone, Copy)]
 enum Secrets {
@@ -245,7 +249,7 @@ fn drop_database(name: &str, is_template: bool) -> Sql {
 fn login(verifier: Option<&Secret>, secrets: Secrets) -> Result<String, Fault> {
     Ok(match (verifier, secrets) {
         (None, _) => " LOGIN PASSWORD NULL".to_owned(),
-        (Some(_), Secrets::Masked) => " LOGIN PASSWORD '<secret>'".to_owned(),
+        (Some(_), Secrets::Masked) => MASKED_LOGIN.to_owned(),
         (Some(verifier), Secrets::Revealed) => {
             let quoted = literal(verifier.reveal()).map_err(|error| ("the password".to_owned(), error))?;
             format!(" LOGIN PASSWORD {quoted}")
