@@ -57,6 +57,12 @@ pub trait SpecIntake: Send + Sync + 'static {
     /// What is wrong with it, in words for the client (400).
     fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String>;
 
+    /// Checks a spec and keeps nothing. Called outside the asynchronous threads too.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for the client (400).
+    fn judge(&self, spec: ComputeSpec) -> Result<StoredSpec, String>;
+
     /// Whose data a kept spec speaks of. Called by each `GET /status`, so it must not wait.
     fn identity(&self, revision: Revision) -> Identity;
 }

@@ -180,7 +180,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     };
     tracing::info!(version = %installation.version(), program = %installation.postgres().display(), "PostgreSQL found");
     let superuser = connstr.config().get_user().unwrap_or("cloud_admin").to_owned();
-    let postgres = Requests::new(settings, installation.tool("pg_dump"));
+    let postgres =
+        Requests::new(settings, installation.tool("pg_dump"), options.privileged_role_name.clone());
     let parts = Parts {
         pgdata: claim(&options.pgdata).await?,
         installation,

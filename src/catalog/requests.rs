@@ -24,12 +24,14 @@ mod extension;
 mod grants;
 mod insights;
 mod listing;
+mod plan;
 mod schema;
 mod writability;
 
 pub use extension::ExtensionInstallRequest;
 pub use grants::{Privilege, SetRoleGrantsRequest};
 pub use listing::{ListedDatabase, Listing};
+pub use plan::PlanRequestError;
 pub use schema::{DumpError, SchemaDump};
 
 /// The way to the running Postgres for requests. Cheap to clone; clones share the limits.
@@ -40,6 +42,7 @@ pub struct Requests(Arc<Inner>);
 struct Inner {
     settings: ConnectionSettings,
     pg_dump: PathBuf,
+    privileged_role: String,
     sessions: Semaphore,
     dumps: Arc<Semaphore>,
 }
@@ -98,12 +101,14 @@ impl From<tokio_postgres::Error> for RequestError {
 }
 
 impl Requests {
-    /// For the server which `settings` lead to; `pg_dump` is the program that came with it.
-    pub fn new(settings: ConnectionSettings, pg_dump: PathBuf) -> Self {
+    /// For the server which `settings` lead to; `pg_dump` is the program that came with it, and `privileged_role`
+    /// the role whose members stand in for superusers there.
+    pub fn new(settings: ConnectionSettings, pg_dump: PathBuf, privileged_role: String) -> Self {
         let check = format!("{}ms", limits::SESSION_CHECK.as_millis());
         Self(Arc::new(Inner {
             settings: settings.with("client_connection_check_interval", &check),
             pg_dump,
+            privileged_role,
             sessions: Semaphore::new(limits::REQUEST_SESSIONS),
             dumps: Arc::new(Semaphore::new(limits::SCHEMA_DUMPS)),
         }))
@@ -115,11 +120,13 @@ impl Requests {
             Some(database) => self.settings_for(database)?,
             None => self.0.settings.clone(),
         };
-        let place = match timeout(limits::REQUEST_WAIT, self.0.sessions.acquire()).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) | Err(_) => return Err(RequestError::Busy),
-        };
+        let place = self.place().await.ok_or(RequestError::Busy)?;
         Ok(Session { connection: connect(&settings.named(name)).await?, _place: place })
+    }
+
+    /// Room for one session more, unless too many requests wait for it.
+    async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        timeout(limits::REQUEST_WAIT, self.0.sessions.acquire()).await.ok()?.ok()
     }
 
     /// The server would take an empty name for the user's, and cut one which is too long: either leads to another

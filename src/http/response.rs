@@ -291,6 +291,7 @@ fn printer(time: Timestamp) -> DateTimePrinter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::store::StoredSpec;
 
     #[test]
     fn times_have_groups_of_three_digits_and_the_zone_of_their_field() {
@@ -322,6 +323,9 @@ mod tests {
         struct NoSpecs;
         impl SpecIntake for NoSpecs {
             fn accept(&self, _: crate::spec::document::ComputeSpec) -> Result<crate::http::Accepted, String> {
+                Err("none".to_owned())
+            }
+            fn judge(&self, _: crate::spec::document::ComputeSpec) -> Result<StoredSpec, String> {
                 Err("none".to_owned())
             }
             fn identity(&self, _: compute_states::Revision) -> Identity {

@@ -71,6 +71,7 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
         guarded("/status", READ, &shared).map(|guarded: Guarded| status(guarded?)).boxed(),
         route("/metrics", READ, &shared).map(metrics).boxed(),
         json("/configure", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, configure),
+        json("/plan", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, postgres::plan),
         guarded("/terminate", WORK, &shared).and(query()).then(terminate).boxed(),
         guarded("/dbs_and_roles", READ, &shared).then(postgres::list).boxed(),
         guarded("/database_schema", READ, &shared).and(query()).then(postgres::dump_schema).boxed(),

@@ -5,6 +5,7 @@
 
 mod crash;
 mod logging;
+mod plan;
 mod refusals;
 mod requests;
 mod settings;

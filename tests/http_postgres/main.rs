@@ -50,7 +50,7 @@ fn settings(connstr: &Secret) -> ConnectionSettings {
 
 /// A running node over whatever this leads to.
 async fn node_at(connstr: &Secret, pg_dump: PathBuf) -> Node {
-    let requests = Requests::new(settings(connstr), pg_dump);
+    let requests = Requests::new(settings(connstr), pg_dump, "neon_superuser".to_owned());
     let node = Node::over(requests, Policy::default(), tokens()).await;
     node.configured().await;
     node

@@ -12,6 +12,7 @@ use compute_ctl::http::{
 };
 use compute_ctl::secret::Secret;
 use compute_ctl::spec::document::ComputeSpec;
+use compute_ctl::spec::store::StoredSpec;
 use compute_ctl::telemetry::Metrics;
 use compute_states::{
     ComputeStatus, Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Policy, Revision, SpecOutline,
@@ -170,6 +171,10 @@ pub(crate) struct Gate {
 }
 
 impl SpecIntake for Specs {
+    fn judge(&self, spec: ComputeSpec) -> Result<StoredSpec, String> {
+        StoredSpec::new(spec).map_err(|error| error.to_string())
+    }
+
     fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String> {
         match spec.project_id.as_deref() {
             Some("refused") => return Err("pageserver connection information should be provided".to_owned()),
@@ -220,7 +225,12 @@ impl Node {
         // Nobody listens on this port: it is for one service, and only root can have it.
         let settings = Secret::new("host=127.0.0.1 port=1 user=cloud_admin dbname=postgres");
         let settings = ConnectionSettings::new(&settings, Profile::Standard).expect("it is well-formed");
-        Self::over(Requests::new(settings, "/nonexistent/pg_dump".into()), policy, auth).await
+        Self::over(
+            Requests::new(settings, "/nonexistent/pg_dump".into(), "neon_superuser".to_owned()),
+            policy,
+            auth,
+        )
+        .await
     }
 
     /// The same with a real Postgres for the requests that need one.

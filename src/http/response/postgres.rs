@@ -8,8 +8,11 @@ use warp::reply::{Reply, Response};
 
 use super::{Problem, json};
 use crate::catalog::requests::{
-    DumpError, ExtensionInstallRequest, Listing, RequestError, SchemaDump, SetRoleGrantsRequest, with_causes,
+    DumpError, ExtensionInstallRequest, Listing, PlanRequestError, RequestError, SchemaDump,
+    SetRoleGrantsRequest, with_causes,
 };
+use crate::catalog::{ApplyError, PlanDocument};
+use crate::node::chain;
 
 #[derive(Serialize)]
 struct Installed<'a> {
@@ -50,6 +53,17 @@ pub(in crate::http) fn installed(
     installed.map_err(|error| failed("failed to install extension: ", &error))?;
     let body = Installed { extension: &request.extension, version: &request.version };
     Ok(json(StatusCode::CREATED, &body))
+}
+
+/// The answer of `POST /plan`. A spec that is impossible on this server is a conflict with what is there.
+pub(in crate::http) fn plan(plan: Result<PlanDocument, PlanRequestError>) -> Result<Response, Problem> {
+    let status = match &plan {
+        Err(PlanRequestError::Catalog(ApplyError::Plan(_))) => StatusCode::CONFLICT,
+        Err(PlanRequestError::Busy) => return Err(Problem::busy()),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        Ok(document) => return Ok(json(StatusCode::OK, document)),
+    };
+    Err(Problem::new(status, plan.err().map(|error| chain(&error)).unwrap_or_default()))
 }
 
 /// The answer of `GET /database_schema`: SQL, under the label which the original gives it.

@@ -8,9 +8,12 @@ use compute_states::ComputeStatus;
 use serde::Deserialize;
 
 use super::{Guarded, Handled, Received, Shared, query};
+use crate::catalog::Profile;
 use crate::catalog::requests::{ExtensionInstallRequest, SetRoleGrantsRequest};
 use crate::http::response::Problem;
 use crate::http::response::postgres as response;
+use crate::spec::document::ConfigurationRequest;
+use crate::spec::store::StoredSpec;
 
 pub(super) async fn list(shared: Guarded) -> Handled {
     response::listing(shared?.context.postgres.list().await)
@@ -52,6 +55,23 @@ pub(super) async fn install_extension(
     must_run(&shared)?;
     let request = request.value;
     response::installed(shared.context.postgres.install_extension(&request).await, &request)
+}
+
+/// What `/configure` would change of roles and databases.
+pub(super) async fn plan(shared: Arc<Shared>, request: Received<ConfigurationRequest>) -> Handled {
+    let snapshot = shared.context.engine.snapshot();
+    if snapshot.server.is_none() {
+        return Err(Problem::wrong_status(snapshot.status));
+    }
+    let specs = shared.context.specs.clone();
+    let (judged, _room) = tokio::task::spawn_blocking(move || {
+        let Received { value, room } = request;
+        (specs.judge(value.spec).map_err(Problem::bad_spec), room)
+    })
+    .await
+    .map_err(|_| Problem::bug())?;
+    let StoredSpec { document, resolved } = judged?;
+    response::plan(shared.context.postgres.plan(&document, Profile::of(&resolved)).await)
 }
 
 fn must_run(shared: &Shared) -> Result<(), Problem> {
