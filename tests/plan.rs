@@ -205,16 +205,30 @@ fn what_a_spec_would_change_is_told_and_not_done() {
     assert!(!colored(&["--color", "always", "--sql"], true, &[]));
 }
 
-#[tokio::test]
-async fn the_session_of_a_plan_can_change_nothing() {
+#[test]
+fn a_plan_cannot_change_anything_even_if_it_tried() {
+    let runtime = Runtime::new().unwrap();
     let server = Server::start("");
+    let first = first_spec();
+    runtime.block_on(apply(&server, &first));
+    // An operator that every plan comes across, and that writes. (A built-in function that was replaced is called as
+    // it was.)
+    let trap = "CREATE FUNCTION public.trap(a name, b name) RETURNS text LANGUAGE plpgsql \
+                AS 'BEGIN CREATE TABLE IF NOT EXISTS public.written (); RETURN pg_catalog.concat(a, b); END'; \
+                CREATE OPERATOR pg_catalog.|| (LEFTARG = name, RIGHTARG = name, FUNCTION = public.trap)";
+    runtime.block_on(async {
+        session(&server, "postgres").await.client().batch_execute(trap).await.unwrap();
+    });
     let connstr =
         format!("{} options='-c default_transaction_read_only=off'", server.connstr("postgres").reveal());
-    let settings =
-        ConnectionSettings::new(&compute_ctl::secret::Secret::new(connstr), Profile::Standard).unwrap();
-    let connection = catalog::connect(&settings.read_only()).await.unwrap();
-    let error = connection.client().batch_execute("CREATE ROLE x").await.unwrap_err();
-    assert_eq!(error.code().unwrap().code(), "25006");
+    let ran = plan_text(&first.to_string(), &["--connstr", &connstr]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert!(ran.err.contains("(SQLSTATE 25006)"), "{}", ran.err);
+    let written = runtime.block_on(async {
+        let sql = "SELECT relname::text FROM pg_class WHERE relname = 'written'";
+        texts(&session(&server, "postgres").await, sql).await
+    });
+    assert!(written.is_empty());
 }
 
 /// Everything a spec can say something of, as text.

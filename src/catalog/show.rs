@@ -1,9 +1,9 @@
 //! A plan as a document: for programs, for people, and as a script for `psql`.
 //!
-//! [`inspect`] reads a server and plans, in a session in which the server refuses to change anything, and [`document()`] puts a
-//! plan into a [`PlanDocument`], which can be sent elsewhere as JSON. Everything shown is made from that document
-//! alone, so a client shows what a server sent as it would show its own. No secret is in it: statements that
-//! set a password have it masked.
+//! [`inspect`] reads a server and plans, in a session in which the server refuses to change anything, and
+//! [`document()`] puts a plan into a [`PlanDocument`], which can be sent elsewhere as JSON. Everything shown is made
+//! from that document alone, so a client shows what a server sent as it would show its own. No secret is in it:
+//! statements that set a password have it masked.
 //!
 //! Names in a document are as hostile as those in a spec. What is shown of them is escaped where a terminal would
 //! obey it or a reader would be misled; in a script by the means of SQL, so that it still means the same.

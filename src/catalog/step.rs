@@ -1,4 +1,4 @@
-//! The steps a plan is made of: what each does and to what, in words. Their SQL is in [`sql`].
+//! The steps a plan is made of: what each does and to what, in words. Their SQL is in the module `sql`.
 
 mod sql;
 

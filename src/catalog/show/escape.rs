@@ -29,8 +29,8 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON that means the same, with such characters escaped. JSON has them inside of strings only, but for the line feeds
-/// of its layout.
+/// JSON that means the same, with such characters escaped. JSON has them inside of strings only, but for the line
+/// feeds of its layout.
 pub(super) fn json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {

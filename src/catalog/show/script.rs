@@ -61,10 +61,13 @@ impl PlanDocument {
         head.comment("  psql -X -f FILE");
         if body.secrets > 0 {
             head.comment(&format!(
-                "{} secret(s) are masked. Fill in what the comments name: the password's verifier, as it stands in the",
+                "{} secret(s) are masked. Fill in what the comments name with",
                 body.secrets
             ));
-            head.comment("spec (an MD5 digest with md5 in front), with -v secret_1=… for each. psql stops where one is missing.");
+            head.comment(
+                "-v secret_1=…: the password's verifier as it stands in the spec, an MD5 digest with md5 in",
+            );
+            head.comment("front. psql stops where one is missing.");
         }
         head.line("\\set ON_ERROR_STOP on");
         head.line("\\set AUTOCOMMIT on");
