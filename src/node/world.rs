@@ -119,7 +119,8 @@ impl World for RealWorld {
                         let process = lock(&postmaster).process.clone();
                         process.is_some_and(|process| process.reload())
                     };
-                    parts.apply(spec, first, reload, &token).await
+                    // Boxed, because it is large, and is moved through many hands: that has overflowed a stack.
+                    Box::pin(parts.apply(spec, first, reload, &token)).await
                 }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
@@ -359,6 +360,7 @@ impl Parts {
         token: &CancellationToken,
     ) -> Result<(), WorkError> {
         let settings = ConnectionSettings::new(&self.connstr, profile(stored)).map_err(permanent)?;
+        self.afterwards.stop().await;
         let task = if stored.document.skip_pg_catalog_updates {
             if profile(stored) != Profile::Neon {
                 return Ok(());
