@@ -205,17 +205,22 @@ pub const SLOT_PATIENCE: Duration = Duration::from_secs(15);
 /// Pause between two such attempts: each is a fork of the postmaster's.
 pub const SLOT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a request to cancel a statement may take. The work is abandoned either way; this only says how
-/// long the abandoning may be delayed by a server which accepts no connection.
+/// How long cancelled statements may take to end. The work is abandoned either way; this only says how long the
+/// abandoning may be delayed by a server which accepts no connection. Well within [`CANCEL_GRACE`].
 pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);
+
+/// Pause after a request to cancel a statement before it is asked again: obeying takes the server a few
+/// milliseconds, and each request is a fork of the postmaster's.
+pub const CANCEL_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often a server looks whether we are still there while it executes a statement of ours: without that, one
+/// that waits for a lock would go on waiting, holding others, long after this program was killed, a request was
+/// given up, or its client has gone.
+pub const CATALOG_ABANDONED: Duration = Duration::from_secs(1);
 
 /// How long the sender of an active replication slot may take to end before its database is dropped. It only
 /// has to notice a signal; a drop that comes too early is refused and repeated by the next apply.
 pub const SLOT_RELEASE: Duration = Duration::from_secs(5);
-
-/// How often the server looks whether we are still there while it executes a statement for a request. A client
-/// that goes away and a deadline both close the session, and this is how long the statement outlives it.
-pub const SESSION_CHECK: Duration = Duration::from_secs(1);
 
 /// Sessions that requests have open at once; the next one waits. A server for ten clients must keep some for
 /// its users, and a session is needed for milliseconds.

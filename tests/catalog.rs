@@ -530,6 +530,26 @@ async fn a_cancelled_apply_ends_and_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn an_abandoned_session_does_not_go_on_waiting() {
+    let server = Server::start("");
+    let blocker = session(&server).await;
+    let patient = Secret::new(format!("{} options='-c lock_timeout=0'", server.connstr("postgres").reveal()));
+    let settings = ConnectionSettings::new(&patient, Profile::Standard).unwrap();
+    let connection = catalog::connect(&settings).await.unwrap();
+    let spec = spec(json!([{ "name": "a" }]), json!([]), json!([]));
+    run(&blocker, "BEGIN; LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE").await;
+    let waiting = "SELECT count(*)::text FROM pg_locks WHERE NOT granted AND relation = 'pg_catalog.pg_authid'::regclass";
+    let (token, options) = (CancellationToken::new(), options());
+    tokio::select! {
+        result = catalog::apply(&connection, &spec, &options, &token) => panic!("it waits: {result:?}"),
+        () = until(&blocker, waiting, "1") => {}
+    }
+    // As when the process is killed: nobody says good-bye.
+    drop(connection);
+    until(&blocker, waiting, "0").await;
+}
+
+#[tokio::test]
 async fn refused_logins_are_typed_and_user_settings_do_not_disturb() {
     let server = Server::start("");
     let connection = session(&server).await;

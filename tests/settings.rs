@@ -16,7 +16,6 @@ use compute_ctl::postgres::settings::{
 };
 use compute_ctl::telemetry::Metrics;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use support::pg::Server;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +35,7 @@ impl Running {
         let base = fs::read_to_string(server.data().join("postgresql.conf")).unwrap();
         let metrics = Arc::new(Metrics::new());
         let reloads = Arc::new(AtomicUsize::new(0));
-        let (told, postmaster) = (reloads.clone(), Pid::from_raw(server.pid()));
+        let (told, postmaster) = (reloads.clone(), server.pid());
         let reload: Reload = Arc::new(move || {
             told.fetch_add(1, Ordering::Relaxed);
             kill(postmaster, Signal::SIGHUP).is_ok()
@@ -324,7 +323,7 @@ async fn a_postmaster_that_was_not_told_or_is_gone_fails_the_change() {
 async fn a_hung_postmaster_ends_in_an_error_and_has_the_old_settings_afterwards() {
     let node = Running::start("work_mem = '3MB'");
     let before = node.file();
-    let (pid, reload) = (Pid::from_raw(node.server.pid()), node.reload.clone());
+    let (pid, reload) = (node.server.pid(), node.reload.clone());
     let hanging: Reload = Arc::new(move || kill(pid, Signal::SIGSTOP).is_ok() && reload());
     let error = node.change_by("work_mem = '7MB'", &hanging, &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, SettingsError::Connect(catalog::ConnectError::TimedOut { .. })), "{error:?}");

@@ -5,17 +5,17 @@
 //! outside of transactions only, and one by one means that nothing is under way after an error or a cancel.
 //! Steps inside of other databases get a session there, a transaction per database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
 use futures_util::future::{MaybeDone, maybe_done};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::connect::{Cancelled, ConnectError, Connection, connect_patiently, sqlstate};
+use super::connect::{Cancelled, ConnectError, Connection, connect, connect_patiently, sqlstate};
 use super::plan::{Options, Plan, PlanError};
 use super::read::ReadError;
 use super::step::{Place, RenderError, Step};
@@ -95,7 +95,10 @@ pub async fn execute(
         let statements = match &stage {
             Stage::Together(steps) => together(connection, steps, token).await?,
             Stage::Alone(step) => alone(connection, step, token).await?,
-            Stage::Inside(databases) => inside(connection, databases, options.concurrency, token).await?,
+            Stage::Inside(databases) => {
+                // Boxed, or the future of all that awaits this would be many times as large.
+                Box::pin(inside(connection, databases, options.concurrency, token)).await?
+            }
         };
         for step in stage.steps() {
             tracing::info!("applied: {step}");
@@ -201,25 +204,64 @@ async fn alone(connection: &Connection, step: &Step, token: &CancellationToken) 
     Ok(script.len())
 }
 
+/// As many databases at the same time as the options allow and the server has room for. The first failure ends
+/// what is under way elsewhere, so that nothing of this apply goes on after its end.
 async fn inside(
     connection: &Connection,
     databases: &BTreeMap<&str, Vec<&Step>>,
     concurrency: usize,
     token: &CancellationToken,
 ) -> Result<usize, ApplyError> {
-    let work: Vec<_> = databases
-        .iter()
-        .map(|(database, steps)| async move {
-            if *database == connection.settings().database() {
-                return together(connection, steps, token).await;
+    let stop = token.child_token();
+    let mut waiting: VecDeque<_> = databases.iter().map(|(name, steps)| (*name, steps.as_slice())).collect();
+    let mut running = FuturesUnordered::new();
+    let mut room = concurrency.max(1);
+    let mut statements = 0;
+    let mut failure = None;
+    loop {
+        while failure.is_none() && running.len() < room {
+            let Some((database, steps)) = waiting.pop_front() else { break };
+            // When none of our own can give its slot back, somebody else's is waited for.
+            let patient = running.is_empty();
+            let work = Box::pin(in_database(connection, database, steps, patient, &stop));
+            running.push(async move { (database, steps, patient, work.await) });
+        }
+        let Some((database, steps, patient, result)) = running.next().await else { break };
+        match result {
+            Ok(count) => statements += count,
+            Err(ApplyError::Connect(error)) if error.is_full() && !(patient && running.is_empty()) => {
+                room = running.len().max(1);
+                tracing::debug!(database, room, "the server has no room for more sessions");
+                waiting.push_front((database, steps));
             }
-            let settings = connection.settings().in_database(database);
-            let session = connect_patiently(&settings, token).await?.ok_or(ApplyError::Cancelled)?;
-            together(&session, steps, token).await
-        })
-        .collect();
-    let counts: Vec<usize> = stream::iter(work).buffer_unordered(concurrency.max(1)).try_collect().await?;
-    Ok(counts.into_iter().sum())
+            Err(error) => {
+                stop.cancel();
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(statements),
+    }
+}
+
+async fn in_database(
+    connection: &Connection,
+    database: &str,
+    steps: &[&Step],
+    patient: bool,
+    token: &CancellationToken,
+) -> Result<usize, ApplyError> {
+    if database == connection.settings().database() {
+        return together(connection, steps, token).await;
+    }
+    let settings = connection.settings().in_database(database);
+    let session = match patient {
+        true => connect_patiently(&settings, token).await?,
+        false => token.run_until_cancelled(connect(&settings)).await.transpose()?,
+    };
+    together(&session.ok_or(ApplyError::Cancelled)?, steps, token).await
 }
 
 fn failed(connection: &Connection, step: &Step, source: tokio_postgres::Error) -> ApplyError {

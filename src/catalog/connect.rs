@@ -3,12 +3,13 @@
 use std::fmt;
 use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::str::FromStr;
 use std::task::Poll;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio_postgres::error::DbError;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Socket};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,13 @@ impl ConnectionSettings {
         let neon: &[_] = if profile == Profile::Neon { &NEON_GUARD } else { &[] };
         // A lock that somebody holds must end in an error which says so.
         let patience = format!("{}ms", limits::CATALOG_LOCK.as_millis());
-        let own = [("role", user.as_str()), ("lock_timeout", patience.as_str())];
+        // A session that nobody listens to any more must not go on working beside the next one.
+        let look = format!("{}ms", limits::CATALOG_ABANDONED.as_millis());
+        let own = [
+            ("role", user.as_str()),
+            ("lock_timeout", patience.as_str()),
+            ("client_connection_check_interval", look.as_str()),
+        ];
         for (name, value) in own.iter().chain(&GUARD).chain(neon) {
             // Writing to a String cannot fail.
             let _ = write!(options, "-c {name}={} ", escape_option(value));
@@ -177,7 +184,11 @@ pub enum ConnectError {
     #[error("the connection string names no user")]
     NoUser,
     /// Neither accepted nor refused in [`limits::CONNECT`].
-    #[error("connecting to database {database:?} took longer than {:?}", limits::CONNECT)]
+    #[error(
+        "connecting to database {database:?} took longer than {:?}: the server is overloaded or stopped, or \
+         somebody has locked what a login reads",
+        limits::CONNECT
+    )]
     TimedOut {
         /// Where to.
         database: String,
@@ -190,6 +201,19 @@ pub enum ConnectError {
         /// What the server or the network said.
         source: tokio_postgres::Error,
     },
+    /// All slots stayed taken, those for superusers included.
+    #[error(
+        "cannot connect to database {database:?}: no connection slot was free for {:?}; end sessions, or raise \
+         max_connections{}",
+        limits::SLOT_PATIENCE,
+        sqlstate(.source)
+    )]
+    Full {
+        /// Where to.
+        database: String,
+        /// What the server said last.
+        source: tokio_postgres::Error,
+    },
 }
 
 impl ConnectError {
@@ -197,14 +221,30 @@ impl ConnectError {
     /// while it is starting, …
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            Self::Failed { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
-            _ => None,
+            Self::Failed { source, .. } | Self::Full { source, .. } => source.code().map(SqlState::code),
+            Self::Settings(_) | Self::NoUser | Self::TimedOut { .. } => None,
         }
     }
 
     /// Whether the server has no place for one more session.
     pub fn is_full(&self) -> bool {
-        self.sqlstate() == Some(tokio_postgres::error::SqlState::TOO_MANY_CONNECTIONS.code())
+        self.sqlstate() == Some(SqlState::TOO_MANY_CONNECTIONS.code())
+    }
+
+    /// What it is when it stayed so for the whole of [`limits::SLOT_PATIENCE`].
+    fn for_good(self) -> Self {
+        match self {
+            Self::Failed { database, source } if source.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => {
+                Self::Full { database, source }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the server takes no sessions for now: it starts, or starts again after one of its processes has
+    /// crashed, or is about to end.
+    fn is_starting(&self) -> bool {
+        self.sqlstate() == Some(SqlState::CANNOT_CONNECT_NOW.code())
     }
 }
 
@@ -238,7 +278,8 @@ impl Connection {
     }
 
     /// Awaits `work`, which runs statements on this session, unless the token is cancelled first: then the
-    /// work is dropped and the server is asked to stop the statement it is executing.
+    /// server is asked to stop, and the work is dropped when it has ended, or after [`limits::CANCEL_REQUEST`].
+    /// Work that has not begun does not begin any more.
     ///
     /// # Errors
     /// [`Cancelled`].
@@ -247,16 +288,36 @@ impl Connection {
         token: &CancellationToken,
         work: impl Future<Output = T>,
     ) -> Result<T, Cancelled> {
+        if token.is_cancelled() {
+            return Err(Cancelled);
+        }
+        let mut work = pin!(work);
         tokio::select! {
             biased;
-            () = token.cancelled() => {
-                let request = self.client.cancel_token();
-                // A courtesy to the server: it stops sooner. Whether it arrives changes nothing for us.
-                let _ = tokio::time::timeout(limits::CANCEL_REQUEST, request.cancel_query(NoTls)).await;
-                Err(Cancelled)
-            }
-            done = work => Ok(done),
+            () = token.cancelled() => {}
+            done = &mut work => return Ok(done),
         }
+        // A request stops the statement it meets; one that comes between two of them is lost. What is not stopped
+        // would go on by itself, beside the work of whoever comes next.
+        let ended = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = &mut work => return,
+                    () = self.cancel_statement() => {}
+                }
+            }
+        };
+        // What does not end is abandoned, and the server notices that by itself.
+        let _ = tokio::time::timeout(limits::CANCEL_REQUEST, ended).await;
+        Err(Cancelled)
+    }
+
+    /// Asks once, and allows the server a moment to obey.
+    async fn cancel_statement(&self) {
+        // Whether it arrives shows in what becomes of the statement.
+        let _ = self.client.cancel_token().cancel_query(NoTls).await;
+        tokio::time::sleep(limits::CANCEL_AGAIN).await;
     }
 }
 
@@ -285,8 +346,9 @@ pub async fn connect(settings: &ConnectionSettings) -> Result<Connection, Connec
     Ok(connection)
 }
 
-/// Opens a session, and while the server has no place for one more, tries again for [`limits::SLOT_PATIENCE`]:
-/// others give places back all the time. Nothing, when the token was cancelled first.
+/// Opens a session, and while the server has no place for one more, or takes none because it is starting, tries
+/// again for [`limits::SLOT_PATIENCE`]: others give places back all the time, and a server which starts again
+/// after a crash of one of its processes is ready soon. Nothing, when the token was cancelled first.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -297,13 +359,18 @@ pub async fn connect_patiently(
     let end = tokio::time::Instant::now() + limits::SLOT_PATIENCE;
     loop {
         let Some(connected) = token.run_until_cancelled(connect(settings)).await else { return Ok(None) };
-        match connected {
-            Err(error) if error.is_full() && tokio::time::Instant::now() < end => {
-                tracing::debug!(database = settings.database(), "no connection slot is free yet");
-                token.run_until_cancelled(tokio::time::sleep(limits::SLOT_PAUSE)).await;
-            }
-            other => return other.map(Some),
+        let error = match connected {
+            Ok(connection) => return Ok(Some(connection)),
+            Err(error) => error,
+        };
+        if !error.is_full() && !error.is_starting() {
+            return Err(error);
         }
+        if tokio::time::Instant::now() >= end {
+            return Err(error.for_good());
+        }
+        tracing::debug!(database = settings.database(), "no session yet: {error}");
+        token.run_until_cancelled(tokio::time::sleep(limits::SLOT_PAUSE)).await;
     }
 }
 
@@ -373,9 +440,9 @@ mod tests {
         assert_eq!(
             settings.config.get_options(),
             Some(
-                "-c role=cloud_admin -c lock_timeout=60000ms -c default_transaction_read_only=off \
-                 -c default_transaction_isolation=read\\ committed -c search_path= -c statement_timeout=0 \
-                 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+                "-c role=cloud_admin -c lock_timeout=60000ms -c client_connection_check_interval=1000ms \
+                 -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed \
+                 -c search_path= -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
                  -c local_preload_libraries= -c session_replication_role=replica \
                  -c log_statement=none -c log_min_error_statement=panic -c log_min_duration_statement=-1 \
                  -c log_min_duration_sample=-1 -c log_duration=off -c statement_timeout=5"

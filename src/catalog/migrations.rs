@@ -132,6 +132,13 @@ pub struct MigrationError {
     pub source: ApplyError,
 }
 
+impl MigrationError {
+    /// Whether it was only told to stop.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self.source, ApplyError::Cancelled)
+    }
+}
+
 /// Runs migrations, each in a transaction of its own.
 ///
 /// # Errors

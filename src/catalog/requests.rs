@@ -2,7 +2,7 @@
 //! changes.
 //!
 //! Every request has a session of its own that is gone with it, and a deadline. Dropping the future of a request
-//! ends it: the session is closed, and the server, which looks for that every [`limits::SESSION_CHECK`], rolls
+//! ends it: the session is closed, and the server, which looks for that every [`limits::CATALOG_ABANDONED`], rolls
 //! the statement back.
 
 use std::path::PathBuf;
@@ -104,9 +104,8 @@ impl Requests {
     /// For the server which `settings` lead to; `pg_dump` is the program that came with it, and `privileged_role`
     /// the role whose members stand in for superusers there.
     pub fn new(settings: ConnectionSettings, pg_dump: PathBuf, privileged_role: String) -> Self {
-        let check = format!("{}ms", limits::SESSION_CHECK.as_millis());
         Self(Arc::new(Inner {
-            settings: settings.with("client_connection_check_interval", &check),
+            settings,
             pg_dump,
             privileged_role,
             sessions: Semaphore::new(limits::REQUEST_SESSIONS),

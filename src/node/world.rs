@@ -121,7 +121,8 @@ impl World for RealWorld {
                         let process = lock(&postmaster).process.clone();
                         process.is_some_and(|process| process.reload())
                     });
-                    parts.apply(spec, first, &reload, &token).await
+                    // Boxed, because it is large, and is moved through many hands: that has overflowed a stack.
+                    Box::pin(parts.apply(spec, first, &reload, &token)).await
                 }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
@@ -365,6 +366,7 @@ impl Parts {
         reload: &Reload,
         token: &CancellationToken,
     ) -> Result<(), WorkError> {
+        self.afterwards.stop().await;
         let document = &stored.document;
         let task = if document.skip_pg_catalog_updates {
             if Profile::of(&stored.resolved) != Profile::Neon {

@@ -18,9 +18,15 @@ fn person(place: &Place, spec: &Value, more: &[&str]) -> (i32, String) {
     let file = place.path().join("wanted.json");
     std::fs::write(&file, spec.to_string()).unwrap();
     let mut command = place.program();
-    command.arg("plan").arg(&file).arg("--url").arg(format!("http://127.0.0.1:{}", place.external)).args(more);
+    command
+        .arg("plan")
+        .arg(&file)
+        .arg("--url")
+        .arg(format!("http://127.0.0.1:{}", place.external))
+        .args(more);
     let output = command.env("COMPUTE_CTL_TOKEN", token(COMPUTE_ID)).stderr(Stdio::piped()).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output.status.code().unwrap(), text)
 }
 

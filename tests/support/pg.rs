@@ -3,14 +3,14 @@
 //! Works as an ordinary user and as root, where the server's processes run as the user `postgres`, because
 //! PostgreSQL refuses root. A missing installation is a failure.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ impl Server {
         let data = dir.path().join("data");
         let mut initdb = command("initdb");
         initdb.args(["-U", ADMIN, "-E", "utf8", "--locale", "C.UTF-8", "--no-sync", "--no-instructions"]);
+        // Small files: a cluster is made for each test, and copied by some.
+        initdb.arg("--wal-segsize=1");
         let output = initdb.arg("-D").arg(&data).args(["--auth-host", "md5"]).output().expect("initdb runs");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
         let port = free_port();
@@ -74,32 +76,59 @@ impl Server {
         Self::run(dir, port)
     }
 
+    /// A server on a copy of this one's data. This one has been stopped.
+    pub(crate) fn copy(&self) -> Self {
+        let dir = TempDir::with_prefix("compute_ctl-test-").expect("a temporary directory");
+        give(dir.path());
+        let data = dir.path().join("data");
+        copy_data(&self.data(), &data);
+        let port = free_port();
+        let mut conf = OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("copied");
+        let socket = dir.path().display();
+        // The last line that sets something counts.
+        writeln!(conf, "port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{socket}'")
+            .expect("writing into an own directory");
+        Self::run(dir, port)
+    }
+
     fn run(dir: TempDir, port: u16) -> Self {
-        let mut postgres = command("postgres");
-        postgres.arg("-D").arg(dir.path().join("data")).stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = postgres.spawn().expect("postgres runs");
-        let stderr = BufReader::new(child.stderr.take().expect("piped above"));
-        let (ready, is_ready) = mpsc::channel();
-        // Reads on until the server is gone, so that it never blocks on its log.
-        let log = std::thread::spawn(move || {
-            let mut seen = String::new();
-            let mut ready = Some(ready);
-            for line in stderr.split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).into_owned();
-                // A standby adds a word.
-                if line.contains("database system is ready to accept ") {
-                    ready.take().map(|ready| ready.send(String::new()));
-                } else if ready.is_some() {
-                    seen.push_str(&line);
-                    seen.push('\n');
-                }
-            }
-            ready.take().map(|ready| ready.send(seen));
-        });
+        let (child, log, is_ready) = launch(dir.path());
         let server = Self { child, log: Some(log), port, dir };
-        let failure = is_ready.recv_timeout(START).expect("the server starts in time");
-        assert!(failure.is_empty(), "the server did not start:\n{failure}");
+        ready(&is_ready);
         server
+    }
+
+    /// Stops it in order; its directory stays.
+    pub(crate) fn stop(&mut self) {
+        kill(self.pid(), Signal::SIGINT).expect("an own child that was not reaped");
+        assert!(self.ended().success(), "a fast shutdown succeeds");
+    }
+
+    /// Starts it again after its end.
+    pub(crate) fn again(&mut self) {
+        self.ended();
+        let (child, log, is_ready) = launch(self.dir.path());
+        (self.child, self.log) = (child, Some(log));
+        ready(&is_ready);
+    }
+
+    /// Waits until the postmaster and all processes it had are gone: each of them holds the log.
+    fn ended(&mut self) -> ExitStatus {
+        let status = self.child.wait().expect("it is our child");
+        if let Some(log) = self.log.take() {
+            let _ = log.join();
+        }
+        status
+    }
+
+    /// The postmaster.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+
+    /// The directory of its socket.
+    pub(crate) fn socket_dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// A connection string for the superuser over the socket.
@@ -117,11 +146,6 @@ impl Server {
         self.port
     }
 
-    /// The postmaster's process id.
-    pub(crate) fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).expect("a process id")
-    }
-
     /// Its data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -130,14 +154,50 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let pid = Pid::from_raw(self.pid());
-        // Immediate shutdown: the data is not needed any more. The child is not reaped yet, so the id is its.
-        let _ = kill(pid, Signal::SIGQUIT);
-        let _ = self.child.wait();
-        if let Some(log) = self.log.take() {
-            let _ = log.join();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // Immediate shutdown: the data is not needed any more. Not reaped yet, so the number is its.
+            let _ = kill(self.pid(), Signal::SIGQUIT);
         }
+        self.ended();
     }
+}
+
+/// Starts a server on the cluster below a directory: the postmaster, the reader of its log, and what it says when
+/// the server is ready, or has ended before: see [`ready`].
+fn launch(dir: &Path) -> (Child, JoinHandle<()>, Receiver<String>) {
+    let mut postgres = command("postgres");
+    postgres.arg("-D").arg(dir.join("data")).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = postgres.spawn().expect("postgres runs");
+    let stderr = BufReader::new(child.stderr.take().expect("piped above"));
+    let (ready, is_ready) = mpsc::channel();
+    // Reads on until the server is gone, so that it never blocks on its log.
+    let log = std::thread::spawn(move || {
+        let mut seen = String::new();
+        let mut ready = Some(ready);
+        for line in stderr.split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            // A standby adds a word.
+            if line.contains("database system is ready to accept ") {
+                ready.take().map(|ready| ready.send(String::new()));
+            } else if ready.is_some() {
+                seen.push_str(&line);
+                seen.push('\n');
+            }
+        }
+        ready.take().map(|ready| ready.send(seen));
+    });
+    (child, log, is_ready)
+}
+
+fn ready(is_ready: &Receiver<String>) {
+    let failure = is_ready.recv_timeout(START).expect("the server starts in time");
+    assert!(failure.is_empty(), "the server did not start:\n{failure}");
+}
+
+/// Copies a data directory that no server is using.
+pub(crate) fn copy_data(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(done.expect("cp runs").success(), "{} is copied", from.display());
 }
 
 /// A program of the newest installation, as a user PostgreSQL accepts.
