@@ -194,9 +194,13 @@ pub const CONNECT: Duration = Duration::from_secs(10);
 /// client waits for the whole of `/configure`, so that it is told what is in the way.
 pub const CATALOG_LOCK: Duration = Duration::from_secs(60);
 
-/// Statements sent before the first of them is answered: enough to hide the round trip, and a bound on what both
-/// sides hold however long a transaction is.
-pub const CATALOG_WINDOW: usize = 256;
+/// Statements in one message: enough to make round trips cheap, and a bound on what both sides hold however long
+/// a transaction is.
+pub const CATALOG_BATCH: usize = 256;
+
+/// Steps of one apply that are logged one by one: all that a usual change has. A new compute with thousands of roles
+/// must not push everything else out of a log.
+pub const CATALOG_LOGGED: usize = 100;
 
 /// How long a server without a free connection slot is asked again. Sessions of a busy pool come and go within
 /// that; one that stays full needs somebody's help, and the error says so.

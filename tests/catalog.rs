@@ -8,11 +8,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use compute_ctl::catalog::{
-    self, Applied, ApplyError, ConnectError, Connection, ConnectionSettings, Existing, Options, Plan, Profile,
+    self, Applied, ApplyError, ConnectError, Connection, ConnectionSettings, Existing, Options, Plan,
+    Profile, Step,
 };
-use compute_ctl::catalog::{apply::execute, plan::plan, quote};
+use compute_ctl::catalog::{apply::execute, attributes::RoleAttributes, plan::plan, quote};
+use compute_ctl::limits;
 use compute_ctl::secret::Secret;
-use compute_ctl::spec::document::ComputeSpec;
+use compute_ctl::spec::document::{ComputeSpec, GenericOption};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -495,6 +497,45 @@ async fn a_failing_transaction_names_the_step_and_leaves_nothing() {
     );
     let roles = "SELECT rolname::text FROM pg_roles WHERE rolname IN ('a', 'b', 'c', 'neon_superuser')";
     assert!(texts(&connection, roles).await.is_empty(), "the transaction was rolled back");
+}
+
+#[tokio::test]
+async fn whichever_of_many_statements_fails_its_step_is_named() {
+    let server = Server::start("");
+    let postgres = session(&server).await;
+    run(&postgres, "CREATE ROLE taken").await;
+    run(&postgres, "CREATE DATABASE latin ENCODING 'latin1' LOCALE 'C' TEMPLATE template0").await;
+    // Names outside of its encoding cannot even be said to it.
+    let connection = session_in(&server, "latin").await;
+    let create = |name: &str| Step::CreateRole {
+        name: name.to_owned(),
+        attributes: RoleAttributes::default(),
+        verifier: None,
+    };
+    let mut attributes = RoleAttributes::default();
+    attributes.others.push(GenericOption {
+        name: "NO SUCH OPTION".to_owned(),
+        value: None,
+        vartype: "bool".to_owned(),
+    });
+    let odd = Step::CreateRole { name: "odd".to_owned(), attributes, verifier: None };
+    let (options, token) = (options(), CancellationToken::new());
+    for at in [0, 1, limits::CATALOG_BATCH - 2, limits::CATALOG_BATCH - 1, limits::CATALOG_BATCH, 599] {
+        for (bad, name, code) in [
+            (create("taken"), "taken", "42710"),
+            (odd.clone(), "odd", "42601"),
+            (create("数"), "数", "22P05"),
+        ] {
+            let mut steps: Vec<Step> = (0..600).map(|number| create(&format!("r{number}"))).collect();
+            steps[at] = bad;
+            let plan = Plan::new(steps, Vec::new()).unwrap();
+            let error = execute(&connection, &plan, &options, &token).await.unwrap_err();
+            assert_eq!(error.sqlstate(), Some(code), "{error}");
+            assert!(error.to_string().contains(&format!("create plain role {name:?}")), "{at}: {error}");
+            let left = "SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'r%' OR rolname = 'odd'";
+            assert!(texts(&connection, left).await.is_empty(), "the transaction was rolled back");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,18 +1,17 @@
 //! Executes a plan.
 //!
-//! Neighbouring steps that can share a transaction do, and their statements are sent at once: one round
-//! trip, all or nothing. Databases are created and dropped one by one, because PostgreSQL allows that
+//! Neighbouring steps that can share a transaction do, and their statements are sent many in a message: few round
+//! trips, all or nothing. Databases are created and dropped one by one, because PostgreSQL allows that
 //! outside of transactions only, and one by one means that nothing is under way after an error or a cancel.
 //! Steps inside of other databases get a session there, a transaction per database.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
+use std::pin::pin;
 
-use futures_util::future::{MaybeDone, maybe_done};
+use futures_util::TryStreamExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{Cancelled, ConnectError, Connection, connect, connect_patiently, sqlstate};
@@ -101,10 +100,17 @@ pub async fn execute(
             }
         };
         for step in stage.steps() {
-            tracing::info!("applied: {step}");
+            applied.steps += 1;
+            if applied.steps <= limits::CATALOG_LOGGED {
+                tracing::info!("applied: {step}");
+            } else {
+                tracing::debug!("applied: {step}");
+            }
         }
-        applied.steps += stage.steps().count();
         applied.statements += statements;
+    }
+    if let Some(more @ 1..) = applied.steps.checked_sub(limits::CATALOG_LOGGED) {
+        tracing::info!("applied {more} further steps, which are told at level debug");
     }
     Ok(applied)
 }
@@ -148,50 +154,68 @@ pub(super) fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
     stages
 }
 
-/// One transaction. Its statements are sent without waiting for answers, a window of them at a time, so that
-/// neither side holds more than that however many there are. After a failure the server skips the rest, so the
-/// first error is the cause, and the transaction is rolled back.
+/// One transaction. Its statements are sent some hundreds in one message, which costs the server and us half of
+/// what as many messages do, and neither side holds more than that however many there are.
 pub(super) async fn together(
     connection: &Connection,
     steps: &[&Step],
     token: &CancellationToken,
 ) -> Result<usize, ApplyError> {
     let client = connection.client();
-    let mut statements = 0;
-    let mut first = true;
+    let mut count = 0;
     let mut rest = steps;
+    let mut statements: Vec<(usize, String)> = vec![(0, "BEGIN".to_owned())];
     while !rest.is_empty() {
-        let mut window: Vec<(&Step, String)> = Vec::new();
-        if first {
-            window.push((rest[0], "BEGIN".to_owned()));
-        }
         let mut taken = 0;
-        while taken < rest.len() && window.len() < limits::CATALOG_WINDOW {
+        while taken < rest.len() && statements.len() < limits::CATALOG_BATCH {
             let sql = rest[taken].sql()?;
-            statements += sql.len();
-            window.extend(sql.into_iter().map(|sql| (rest[taken], sql)));
+            count += sql.len();
+            statements.extend(sql.into_iter().map(|sql| (taken, sql)));
             taken += 1;
         }
-        let last = rest[taken.saturating_sub(1)];
+        if taken == rest.len() {
+            statements.push((taken - 1, "COMMIT".to_owned()));
+        }
+        let texts: Vec<&str> = statements.iter().map(|(_, sql)| sql.as_str()).collect();
+        if let Err((at, source)) = connection.unless_cancelled(token, batch(client, &texts)).await? {
+            return Err(failed(connection, rest[statements[at].0], source));
+        }
+        statements.clear();
         rest = &rest[taken..];
-        if rest.is_empty() {
-            window.push((last, "COMMIT".to_owned()));
-        }
-        let sent = window.iter().map(|(_, sql)| client.batch_execute(sql)).collect();
-        let answers = connection.unless_cancelled(token, pipeline(sent)).await?;
-        let failure =
-            answers.into_iter().zip(&window).find_map(|(answer, (step, _))| Some((step, answer.err()?)));
-        if let Some((step, source)) = failure {
-            // In the last window the server has seen COMMIT, and rolled back. Otherwise whoever uses the session
-            // next would be in a failed transaction; if that fails too, it is because the session is gone.
-            if !rest.is_empty() {
-                let _ = client.batch_execute("ROLLBACK").await;
-            }
-            return Err(failed(connection, step, source));
-        }
-        first = false;
     }
-    Ok(statements)
+    Ok(count)
+}
+
+/// Sends statements of a transaction in one message. If one fails the transaction is rolled back, and it is said
+/// which it was: the server counts up the statements which it has completed. Only when it can make no sense of
+/// the message as a whole, because of how a statement is written, it completes none, and is asked about each.
+async fn batch(client: &Client, statements: &[&str]) -> Result<(), (usize, tokio_postgres::Error)> {
+    let mut completed = 0;
+    let sent = async {
+        let mut answers = pin!(client.simple_query_raw(&statements.join(";\n")).await?);
+        while let Some(answer) = answers.try_next().await? {
+            if let SimpleQueryMessage::CommandComplete(_) = answer {
+                completed += 1;
+            }
+        }
+        Ok::<_, tokio_postgres::Error>(())
+    };
+    let Err(source) = sent.await else { return Ok(()) };
+    // Otherwise whoever uses the session next would be in a failed transaction. If this fails too, it is because
+    // the session is gone.
+    let _ = client.batch_execute("ROLLBACK").await;
+    if completed > 0 || source.code().is_none() {
+        // All may be completed, and the session lost before that was said.
+        return Err((completed.min(statements.len() - 1), source));
+    }
+    for (at, statement) in statements.iter().enumerate() {
+        match client.prepare(statement).await {
+            Err(error) if error.code() == source.code() => return Err((at, error)),
+            // What names an object of an earlier statement, which is rolled back, can fail in other ways.
+            _ => {}
+        }
+    }
+    Err((0, source))
 }
 
 async fn alone(connection: &Connection, step: &Step, token: &CancellationToken) -> Result<usize, ApplyError> {
@@ -267,25 +291,4 @@ async fn in_database(
 fn failed(connection: &Connection, step: &Step, source: tokio_postgres::Error) -> ApplyError {
     let database = connection.settings().database().to_owned();
     ApplyError::Step { step: step.to_string(), database, source }
-}
-
-/// Awaits all futures, each polled once, in order, before any is awaited: a statement is sent at its first
-/// poll, so this keeps both the order and the single round trip.
-async fn pipeline<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut started: Vec<Pin<Box<MaybeDone<F>>>> =
-        futures.into_iter().map(|future| Box::pin(maybe_done(future))).collect();
-    poll_fn(|cx| {
-        for future in &mut started {
-            // A future that is not done is awaited below.
-            let _ = future.as_mut().poll(cx);
-        }
-        Poll::Ready(())
-    })
-    .await;
-    let mut outputs = Vec::with_capacity(started.len());
-    for mut future in started {
-        future.as_mut().await;
-        outputs.extend(future.as_mut().take_output());
-    }
-    outputs
 }

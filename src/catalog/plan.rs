@@ -15,14 +15,13 @@ mod own;
 mod roles;
 mod verifier;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use error::{Kind, PlanError};
 pub(crate) use verifier::is_scram;
 
 use super::Profile;
-use super::attributes::RoleAttributes;
-use super::read::{Existing, ExistingDatabase};
+use super::read::{Existing, ExistingDatabase, ExistingRole};
 use super::step::{RenderError, Step};
 use crate::secret::Secret;
 use crate::spec::document::{ComputeSpec, DeltaOp, Role};
@@ -112,11 +111,12 @@ pub fn plan(existing: &Existing, spec: &ComputeSpec, options: &Options) -> Resul
 }
 
 /// A role in the imagined future.
-struct RoleState {
-    verifier: Option<Secret>,
-    attributes: RoleAttributes,
-    /// Its present name; `None` for one that the plan creates.
-    now: Option<String>,
+#[derive(Clone, Copy, Default)]
+struct RoleState<'a> {
+    /// What it is now, by its present name; `None` for one that the plan creates.
+    now: Option<(&'a str, &'a ExistingRole)>,
+    /// The password it has after the renames.
+    verifier: Option<&'a Secret>,
 }
 
 /// A database in the imagined future.
@@ -140,7 +140,7 @@ struct Planner<'a> {
     /// Roles that are to be deleted, by the name they have after the renames.
     doomed: BTreeSet<&'a str>,
     /// Roles as the steps so far leave them.
-    roles: BTreeMap<String, RoleState>,
+    roles: HashMap<&'a str, RoleState<'a>>,
     /// Databases as the steps so far leave them.
     databases: BTreeMap<String, DatabaseState<'a>>,
     steps: Vec<Step>,
@@ -166,8 +166,8 @@ impl<'a> Planner<'a> {
             .map(|(_, op)| op.name.as_str())
             .collect();
         let roles = existing.roles.iter().map(|(name, role)| {
-            let (verifier, attributes) = (role.verifier.clone(), role.attributes.clone());
-            (name.clone(), RoleState { verifier, attributes, now: Some(name.clone()) })
+            let (name, verifier) = (name.as_str(), role.verifier.as_ref());
+            (name, RoleState { now: Some((name, role)), verifier })
         });
         let databases = existing.databases.iter().map(|(name, now)| {
             let future = DatabaseState {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::future;
+use futures_util::{TryStreamExt, future};
 use thiserror::Error;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -253,7 +253,7 @@ impl Existing {
             instants,
         ) = tokio::join!(
             query(client, OWN, &[]),
-            query(client, ROLES, &[]),
+            read_roles(client),
             query(client, &databases, &privileged),
             query(client, SUBSCRIPTIONS, &[]),
             query(client, MEMBERS, &declared),
@@ -268,9 +268,8 @@ impl Existing {
         for row in &own? {
             marks = existing.take_own(row)?;
         }
-        for row in &roles? {
-            existing.take_role(row)?;
-        }
+        // Collected, because a map is made of many entries sooner than it takes them in one by one.
+        existing.roles = roles?.into_iter().collect();
         for row in &databases? {
             existing.take_database(row, &marks)?;
         }
@@ -326,19 +325,6 @@ impl Existing {
         Ok(marks.split(' ').filter_map(mark).collect())
     }
 
-    fn take_role(&mut self, row: &Row) -> Result<(), ReadError> {
-        let bits: i32 = get(row, 2)?;
-        let mut attributes = RoleAttributes::default();
-        attributes.connection_limit = Some(get(row, 3)?);
-        attributes.valid_until = get(row, 4)?;
-        for flag in Flag::ALL {
-            attributes.set(flag, bits & 1 << flag as u32 != 0);
-        }
-        let verifier = get::<Option<String>>(row, 1)?.map(Secret::new);
-        self.roles.insert(get(row, 0)?, ExistingRole { verifier, attributes });
-        Ok(())
-    }
-
     fn take_database(&mut self, row: &Row, marks: &BTreeMap<u32, String>) -> Result<(), ReadError> {
         let limit: i32 = get(row, 4)?;
         let mark: String = get(row, 7)?;
@@ -357,6 +343,25 @@ impl Existing {
         self.databases.insert(get(row, 0)?, database);
         Ok(())
     }
+}
+
+/// There may be many, so each is taken while the server still sends the next, and its row is not kept.
+async fn read_roles(client: &Client) -> Result<Vec<(String, ExistingRole)>, ReadError> {
+    let nothing: [(&str, Type); 0] = [];
+    let rows = client.query_typed_raw(ROLES, nothing).await.map_err(ReadError::Query)?;
+    rows.map_err(ReadError::Query).and_then(|row| future::ready(role(&row))).try_collect().await
+}
+
+fn role(row: &Row) -> Result<(String, ExistingRole), ReadError> {
+    let bits: i32 = get(row, 2)?;
+    let mut attributes = RoleAttributes::default();
+    attributes.connection_limit = Some(get(row, 3)?);
+    attributes.valid_until = get(row, 4)?;
+    for flag in Flag::ALL {
+        attributes.set(flag, bits & 1 << flag as u32 != 0);
+    }
+    let verifier = get::<Option<String>>(row, 1)?.map(Secret::new);
+    Ok((get(row, 0)?, ExistingRole { verifier, attributes }))
 }
 
 /// Every name under which a role that is to be deleted may be known now: deletions count after renames.

@@ -61,7 +61,7 @@ impl Planner<'_> {
             if self.doomed.contains(owner.as_str()) {
                 return Err(PlanError::OwnerDeleted { role: owner, database: name });
             }
-            if !self.roles.contains_key(&owner) {
+            if !self.roles.contains_key(owner.as_str()) {
                 return Err(PlanError::OwnerMissing { database: name, owner });
             }
             let options = wanted.options.as_deref().unwrap_or_default();

@@ -16,9 +16,10 @@ pub(super) fn unique<'a, T: PartialEq>(
     list: &'a [T],
     name: impl Fn(&'a T) -> &'a String,
 ) -> Result<BTreeMap<&'a str, &'a T>, PlanError> {
-    let mut entries = BTreeMap::new();
-    for entry in list {
-        if entries.insert(name(entry).as_str(), entry).is_some_and(|earlier| earlier != entry) {
+    let entries: BTreeMap<&str, &T> = list.iter().map(|entry| (name(entry).as_str(), entry)).collect();
+    // Of several with one name, one is in the map.
+    if entries.len() < list.len() {
+        if let Some(entry) = list.iter().find(|entry| entries[name(entry).as_str()] != *entry) {
             return Err(PlanError::Contradiction { kind, name: name(entry).clone() });
         }
     }

@@ -21,7 +21,7 @@ impl Planner<'_> {
             }
         }
         for role in &departing {
-            let present = self.roles.get(role).and_then(|role| role.now.as_deref()).unwrap_or(role);
+            let present = self.present_name(role).unwrap_or(role);
             let Some(places) = self.existing.dependencies.get(present) else { continue };
             for (name, database) in &self.databases {
                 let Some((now_name, _)) = database.now else { continue };

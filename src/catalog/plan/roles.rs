@@ -1,5 +1,7 @@
 //! Roles: the privileged one, renames, those the spec lists, and those it deletes.
 
+use std::borrow::Cow;
+
 use super::deltas::{rename_target, reserved};
 use super::error::{Kind, PlanError};
 use super::verifier::{is_md5, verifier};
@@ -13,18 +15,16 @@ const PRIVILEGES: [Flag; 4] = [Flag::CreateRole, Flag::CreateDb, Flag::BypassRls
 /// The roles the privileged role is a member of from the start; migrations add more.
 const PRIVILEGED_IN: [&str; 2] = ["pg_read_all_data", "pg_write_all_data"];
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// The role whose members the spec's roles become. One that is there is mended.
     pub(super) fn privileged_role(&mut self) {
         let name = &self.options.privileged_role;
-        let Some(role) = self.roles.get(name) else {
-            let state = RoleState { verifier: None, attributes: RoleAttributes::default(), now: None };
-            self.roles.insert(name.clone(), state);
+        let Some((_, now)) = self.roles.entry(name).or_default().now else {
             self.steps.push(Step::CreatePrivilegedRole { name: name.clone() });
             return;
         };
         let needed = PRIVILEGES.into_iter().fold(RoleAttributes::default(), RoleAttributes::or_on);
-        let attributes = needed.beyond(&role.attributes, |_| None);
+        let attributes = needed.beyond(&now.attributes, |_| None);
         if !attributes.is_empty() {
             let (name, password) = (name.clone(), Password::Keep);
             self.steps.push(Step::AlterRole { name, attributes, password });
@@ -44,10 +44,10 @@ impl Planner<'_> {
             self.protect_role("rename", &op.name)?;
             reserved(&op.name)?;
             reserved(to)?;
-            if let Some(mut role) = self.roles.remove(&op.name) {
+            if let Some(mut role) = self.roles.remove(op.name.as_str()) {
                 // An MD5 digest is salted with the name, so the server forgets it with the rename.
                 role.verifier = role.verifier.filter(|verifier| !is_md5(verifier));
-                self.roles.insert(to.to_owned(), role);
+                self.roles.insert(to, role);
             }
             for database in self.databases.values_mut().filter(|database| database.owner == op.name) {
                 to.clone_into(&mut database.owner);
@@ -61,7 +61,8 @@ impl Planner<'_> {
     /// or changed it.
     pub(super) fn roles(&mut self) -> Result<(), PlanError> {
         let mut grants = Vec::new();
-        for (name, role) in &self.wanted_roles {
+        let nothing = RoleAttributes::default();
+        for (&name, &role) in &self.wanted_roles {
             if self.doomed.contains(name) {
                 continue;
             }
@@ -73,8 +74,9 @@ impl Planner<'_> {
                 option,
                 fault,
             })?;
-            let name = role.name.clone();
-            let Some(present) = self.roles.get(&name) else {
+            let Some(&present) = self.roles.get(name) else {
+                self.roles.insert(name, RoleState::default());
+                let name = role.name.clone();
                 reserved(&name)?;
                 let mut attributes = declared;
                 // One that is known to an identity provider only.
@@ -92,38 +94,37 @@ impl Planner<'_> {
                 let later: Vec<String> = attributes
                     .member_of
                     .iter()
-                    .filter(|group| !self.roles.contains_key(*group))
+                    .filter(|group| !self.roles.contains_key(group.as_str()))
                     .cloned()
                     .collect();
                 for group in later {
                     attributes.member_of.remove(&group);
                     grants.push((group, name.clone()));
                 }
-                let state =
-                    RoleState { verifier: verifier.clone(), attributes: attributes.clone(), now: None };
-                self.roles.insert(name.clone(), state);
+                let verifier = verifier.map(Cow::into_owned);
                 self.steps.push(Step::CreateRole { name, attributes, verifier });
                 continue;
             };
             let instant = |text: &str| self.existing.instants.get(text).cloned();
-            let mut attributes = declared.beyond(&present.attributes, instant);
-            let password = match present.verifier == verifier {
+            let now = present.now.map_or(&nothing, |(_, role)| &role.attributes);
+            let mut attributes = declared.beyond(now, instant);
+            let password = match present.verifier == verifier.as_deref() {
                 true => Password::Keep,
                 false => {
                     // What cannot be compared is set on this occasion, as the original does.
                     attributes.others.clone_from(&declared.others);
-                    Password::Set(verifier)
+                    Password::Set(verifier.map(Cow::into_owned))
                 }
             };
-            let missing = declared.member_of.iter().filter(|group| !self.is_member(&name, group));
-            grants.extend(missing.map(|group| (group.clone(), name.clone())));
+            let missing = declared.member_of.iter().filter(|group| !self.is_member(name, group));
+            grants.extend(missing.map(|group| (group.clone(), role.name.clone())));
             if password != Password::Keep || !attributes.is_empty() {
-                reserved(&name)?;
-                self.steps.push(Step::AlterRole { name, attributes, password });
+                reserved(name)?;
+                self.steps.push(Step::AlterRole { name: role.name.clone(), attributes, password });
             }
         }
         for (role, member) in grants {
-            if !self.roles.contains_key(&role) {
+            if !self.roles.contains_key(role.as_str()) {
                 return Err(PlanError::GroupMissing { role, member });
             }
             if self.doomed.contains(role.as_str()) {
@@ -145,10 +146,16 @@ impl Planner<'_> {
         self.steps.extend(steps);
     }
 
+    /// The name which a role has now, by the one it will have. Nothing for one that is not there yet.
+    pub(super) fn present_name(&self, role: &str) -> Option<&'a str> {
+        self.roles.get(role)?.now.map(|(name, _)| name)
+    }
+
     /// Whether a role is a member of another now, both by the names they will have.
     fn is_member(&self, name: &str, group: &str) -> bool {
-        let now = |name: &str| self.roles.get(name).and_then(|role| role.now.as_deref());
-        let (Some(name), Some(group)) = (now(name), now(group)) else { return false };
+        let (Some(name), Some(group)) = (self.present_name(name), self.present_name(group)) else {
+            return false;
+        };
         self.existing.members.get(group).is_some_and(|members| members.contains(name))
     }
 }

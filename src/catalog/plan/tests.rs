@@ -1,8 +1,8 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::catalog::attributes::Flag;
-use crate::catalog::read::{ExistingExtension, ExistingRole, OwnObjects};
+use crate::catalog::attributes::{Flag, RoleAttributes};
+use crate::catalog::read::{ExistingExtension, OwnObjects};
 use crate::spec::document::ComputeAudit;
 
 const SCRAM: &str = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:\

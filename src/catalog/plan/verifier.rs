@@ -1,5 +1,7 @@
 //! Password verifiers, as a spec writes them and as the catalog holds them.
 
+use std::borrow::Cow;
+
 use super::error::PlanError;
 use crate::secret::Secret;
 use crate::spec::document::Role;
@@ -9,16 +11,18 @@ pub(super) fn is_md5(verifier: &Secret) -> bool {
 }
 
 /// The role's verifier as the catalog holds it: SCRAM as it came, MD5 with its prefix and in lower case.
-pub(super) fn verifier(role: &Role) -> Result<Option<Secret>, PlanError> {
+pub(super) fn verifier(role: &Role) -> Result<Option<Cow<'_, Secret>>, PlanError> {
     let Some(password) = &role.encrypted_password else { return Ok(None) };
     let text = password.reveal();
     if is_scram(text) {
-        return Ok(Some(password.clone()));
+        return Ok(Some(Cow::Borrowed(password)));
     }
     // Some write the digest with the prefix; 35 characters can mean nothing else.
     let digest = if text.len() == 35 { text.strip_prefix("md5").unwrap_or(text) } else { text };
     if digest.len() == 32 && digest.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Ok(Some(Secret::new(format!("md5{}", digest.to_ascii_lowercase()))));
+        let mut verifier = ["md5", digest].concat();
+        verifier.make_ascii_lowercase();
+        return Ok(Some(Cow::Owned(Secret::new(verifier))));
     }
     Err(PlanError::BadVerifier { role: role.name.clone() })
 }
