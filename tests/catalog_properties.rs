@@ -20,9 +20,10 @@ use compute_ctl::catalog::{
 use compute_ctl::secret::Secret;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use serde_json::{Value, json};
+use support::names::ident;
 use support::oracle;
 use support::pg::{ADMIN, Entry, Log, Server};
-use support::specs::{ADMINS_TEMPLATE, Case, PRIVILEGED, cases, document, ident};
+use support::specs::{ADMINS_TEMPLATE, Case, PRIVILEGED, cases, document};
 use support::view::{Inside, Observer, View};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;

@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 
+use super::names::ident;
 use super::pg::ADMIN;
-use super::specs::{Draft, PRIVILEGED, ident, pick};
+use super::specs::{Draft, PRIVILEGED, pick};
 
 /// What somebody does to the server. Numbers are taken modulo what the first spec lists.
 #[derive(Clone, Debug)]
@@ -287,8 +288,9 @@ impl Script<'_> {
             Act::HalfDrop(db) => {
                 let db = self.database(*db)?;
                 let text = db.replace('\'', "''");
-                let sql =
-                    format!("UPDATE pg_catalog.pg_database SET datconnlimit = -2 WHERE datname = '{text}'");
+                let sql = format!(
+                    "UPDATE pg_catalog.pg_database SET datconnlimit = -2, datistemplate = false WHERE datname = '{text}'"
+                );
                 self.shut(&db, sql);
             }
             Act::Subscription(db) => {

@@ -4,6 +4,7 @@
 
 pub(crate) mod acts;
 pub(crate) mod lab;
+pub(crate) mod names;
 pub(crate) mod node;
 pub(crate) mod oracle;
 pub(crate) mod pg;

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::acts::{act, script};
+use super::names::names;
 use super::pg::ADMIN;
 
 /// The privileged role of these tests.
@@ -42,89 +43,6 @@ impl std::fmt::Debug for Case {
 
 pub(crate) fn document(spec: &Value) -> ComputeSpec {
     serde_json::from_value(spec.clone()).expect("a generated spec has the form of one")
-}
-
-/// Names that break careless quoting, keywords, what looks like an option, and the longest there are.
-const HOSTILE: [&str; 44] = [
-    "select",
-    "user",
-    "current_user",
-    "session_user",
-    "default",
-    "null",
-    "all",
-    "PUBLIC",
-    "Public",
-    "None",
-    "pg",
-    "PG_x",
-    "Mixed Case",
-    "a\"b",
-    "\"",
-    "\"\"",
-    "'",
-    "it's",
-    "back\\slash",
-    "\\'",
-    "E'x'",
-    "$x$",
-    "$$",
-    "$revoke$",
-    "$prepare$",
-    "a;b",
-    "--",
-    "/*",
-    "line\nfeed",
-    "tab\there",
-    " lead",
-    "trail ",
-    " ",
-    "-c role=x",
-    "--help",
-    "-d postgres",
-    "dbname=template1",
-    "postgresql://h/d",
-    "%I %s",
-    "{privileged}",
-    "\u{1}",
-    "\r",
-    "postgres'; DROP DATABASE postgres; --",
-    "\u{feff}",
-];
-
-/// Names of the server's own and of ours, and those nobody may use.
-fn is_taken(name: &str) -> bool {
-    let taken = [ADMIN, PRIVILEGED, ADMINS_TEMPLATE, "postgres", "template0", "template1", "public", "none"];
-    name.starts_with("pg_") || taken.contains(&name)
-}
-
-fn name() -> impl Strategy<Value = String> {
-    let cut = |mut name: String| {
-        while name.len() > 63 {
-            name.pop();
-        }
-        name
-    };
-    prop_oneof![
-        4 => "[a-z]{1,6}",
-        6 => proptest::sample::select(&HOSTILE[..]).prop_map(str::to_owned),
-        2 => "[^\0]{1,20}".prop_map(cut),
-        1 => "[a-z]{63}",
-        1 => "[äöü数🐘]{32}".prop_map(cut),
-        2 => Just("web_access".to_owned()),
-    ]
-}
-
-/// Different names, as many as a case can need.
-fn names() -> impl Strategy<Value = Vec<String>> {
-    proptest::collection::vec(name(), 16).prop_map(|names| {
-        let mut different: Vec<String> = Vec::new();
-        for (at, name) in names.into_iter().enumerate() {
-            let fresh = !is_taken(&name) && !different.contains(&name);
-            different.push(if fresh { name } else { format!("n{at}") });
-        }
-        different
-    })
 }
 
 /// What a role declares.
@@ -665,9 +583,4 @@ impl DraftDatabase {
         }
         json!({ "name": self.name, "owner": self.owner, "options": options })
     }
-}
-
-/// An identifier, by a rule written down a second time.
-pub(crate) fn ident(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
