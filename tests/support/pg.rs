@@ -3,8 +3,13 @@
 //! Works as an ordinary user and as root, where the server's processes run as the user `postgres`, because
 //! PostgreSQL refuses root. A missing installation is a failure.
 
+<<<<<<< HEAD
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+=======
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+>>>>>>> prop
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -15,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use compute_ctl::secret::Secret;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use tempfile::TempDir;
@@ -37,6 +43,35 @@ impl Server {
     /// A fresh cluster with these lines at the end of its configuration. Trust on the socket, passwords over
     /// TCP.
     pub(crate) fn start(conf: &str) -> Self {
+        let (dir, port) = Self::prepare(conf);
+        Self::run(dir, port)
+    }
+
+    /// The same with its log in a file, for [`Log`].
+    pub(crate) fn start_with_log(conf: &str) -> Self {
+        let log = "logging_collector = on\nlog_destination = 'jsonlog'\nlog_filename = 'server.log'\n\
+                   log_rotation_age = 0\nlog_rotation_size = 0";
+        let (dir, port) = Self::prepare(&format!("{log}\n{conf}"));
+        // The collector takes the server's words away from us, so that only its lock file says when it is ready.
+        let data = dir.path().join("data");
+        let changes = Inotify::init(InitFlags::IN_CLOEXEC).expect("inotify");
+        let what = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY;
+        changes.add_watch(&data, what).expect("the directory can be watched");
+        let server = Self::spawn(dir, port, None);
+        let (ready, is_ready) = mpsc::channel();
+        std::thread::spawn(move || {
+            let status = || fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+            while status().lines().last().is_none_or(|line| line.trim() != "ready") {
+                changes.read_events().expect("a watched directory");
+            }
+            // Nobody is interested any more when the test has failed.
+            let _ = ready.send(());
+        });
+        is_ready.recv_timeout(START).expect("the server starts in time");
+        server
+    }
+
+    fn prepare(conf: &str) -> (TempDir, u16) {
         let dir = TempDir::with_prefix("compute_ctl-test-").expect("a temporary directory");
         give(dir.path());
         let data = dir.path().join("data");
@@ -55,7 +90,7 @@ impl Server {
             dir.path().display()
         ));
         fs::write(&path, text).expect("writing into an own directory");
-        Self::run(dir, port)
+        (dir, port)
     }
 
     /// A hot standby that follows this server, with everything that was committed before.
@@ -92,10 +127,40 @@ impl Server {
     }
 
     fn run(dir: TempDir, port: u16) -> Self {
+<<<<<<< HEAD
         let (child, log, is_ready) = launch(dir.path());
         let server = Self { child, log: Some(log), port, dir };
         ready(&is_ready);
         server
+=======
+        let (ready, is_ready) = mpsc::channel();
+        let server = Self::spawn(dir, port, Some(ready));
+        let failure = is_ready.recv_timeout(START).expect("the server starts in time");
+        assert!(failure.is_empty(), "the server did not start:\n{failure}");
+        server
+    }
+
+    fn spawn(dir: TempDir, port: u16, mut ready: Option<mpsc::Sender<String>>) -> Self {
+        let mut postgres = command("postgres");
+        postgres.arg("-D").arg(dir.path().join("data")).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = postgres.spawn().expect("postgres runs");
+        let stderr = BufReader::new(child.stderr.take().expect("piped above"));
+        // Reads on until the server is gone, so that it never blocks on its log.
+        let log = std::thread::spawn(move || {
+            let mut seen = String::new();
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if line.contains("database system is ready to accept connections") {
+                    ready.take().map(|ready| ready.send(String::new()));
+                } else if ready.is_some() {
+                    seen.push_str(&line);
+                    seen.push('\n');
+                }
+            }
+            ready.take().map(|ready| ready.send(seen));
+        });
+        Self { child, log: Some(log), port, dir }
+>>>>>>> prop
     }
 
     /// Stops it in order; its directory stays.
@@ -162,6 +227,7 @@ impl Drop for Server {
     }
 }
 
+<<<<<<< HEAD
 /// Starts a server on the cluster below a directory: the postmaster, the reader of its log, and what it says when
 /// the server is ready, or has ended before: see [`ready`].
 fn launch(dir: &Path) -> (Child, JoinHandle<()>, Receiver<String>) {
@@ -198,6 +264,59 @@ fn ready(is_ready: &Receiver<String>) {
 pub(crate) fn copy_data(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-a").args([from, to]).status();
     assert!(done.expect("cp runs").success(), "{} is copied", from.display());
+=======
+/// One message in a server's log.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) pid: i64,
+    pub(crate) database: String,
+    pub(crate) application: String,
+    pub(crate) message: String,
+}
+
+/// The log of a server that was started by [`Server::start_with_log`], read piece by piece.
+pub(crate) struct Log {
+    path: PathBuf,
+    changes: Inotify,
+    read: u64,
+}
+
+impl Log {
+    pub(crate) fn of(server: &Server) -> Self {
+        let directory = server.data().join("log");
+        let changes = Inotify::init(InitFlags::IN_CLOEXEC).expect("inotify");
+        changes.add_watch(&directory, AddWatchFlags::IN_MODIFY).expect("the directory can be watched");
+        Self { path: directory.join("server.json"), changes, read: 0 }
+    }
+
+    /// What was logged since the last call, up to the first message with this text in it. The caller has had the
+    /// server log it.
+    pub(crate) fn until(&mut self, text: &str) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        loop {
+            let mut file = fs::File::open(&self.path).expect("the server's log");
+            file.seek(SeekFrom::Start(self.read)).expect("seeking in a file");
+            let mut piece = Vec::new();
+            file.read_to_end(&mut piece).expect("the log can be read");
+            for line in piece.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+                self.read += line.len() as u64;
+                let value: serde_json::Value = serde_json::from_slice(line).expect("a log of JSON");
+                let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+                let entry = Entry {
+                    pid: value["pid"].as_i64().unwrap_or_default(),
+                    database: field("dbname"),
+                    application: field("application_name"),
+                    message: field("message"),
+                };
+                if entry.message.contains(text) {
+                    return entries;
+                }
+                entries.push(entry);
+            }
+            self.changes.read_events().expect("a watched directory");
+        }
+    }
+>>>>>>> prop
 }
 
 /// A program of the newest installation, as a user PostgreSQL accepts.
