@@ -202,6 +202,10 @@ pub const CATALOG_BATCH: usize = 256;
 /// must not push everything else out of a log.
 pub const CATALOG_LOGGED: usize = 100;
 
+/// Longest verifier of a password, in bytes: what PostgreSQL 18 allows, and several times what any program makes.
+/// Older servers fail to store one that does not fit into a page.
+pub const CATALOG_VERIFIER: usize = 512;
+
 /// How long a server without a free connection slot is asked again. Sessions of a busy pool come and go within
 /// that; one that stays full needs somebody's help, and the error says so.
 pub const SLOT_PATIENCE: Duration = Duration::from_secs(15);

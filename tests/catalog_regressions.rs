@@ -194,6 +194,8 @@ async fn roles_and_owners_follow_their_entries() {
                    FROM pg_authid WHERE rolname = 'r'";
     let stored = "md50123456789abcdef0123456789abcdef";
     assert_eq!(bench.admin.text(of_role).await, format!("3 false infinity {stored}"));
+    // Its privileges become explicit ones.
+    bench.admin.run("REVOKE TEMPORARY ON DATABASE d FROM PUBLIC").await;
     let version = "SELECT xmin::text FROM pg_authid WHERE rolname = 'r'";
     let before = bench.admin.text(version).await;
     bench.settle(&spec(json!([entry("3", "nocreatedb"), role("s")]), listed("s"), json!([]))).await;
@@ -342,7 +344,7 @@ async fn schema_public_goes_to_the_owner_whenever_there_is_one() {
     let roles = || json!([role("r"), role("s")]);
     bench.settle(&spec(roles(), json!([database("d", ADMIN)]), json!([]))).await;
     assert_eq!(inside.text(PUBLIC_OWNER).await, ADMIN);
-    let defaults = "SELECT string_agg(defaclobjtype::text, '' ORDER BY 1) FROM pg_default_acl \
+    let defaults = "SELECT string_agg(defaclobjtype::text, '' ORDER BY defaclobjtype) FROM pg_default_acl \
                     WHERE defaclrole = 'cloud_admin'::regrole AND defaclnamespace = 'public'::regnamespace";
     assert_eq!(inside.text(defaults).await, "Sr");
     // Nothing of the database's inside changes with its owner but this.

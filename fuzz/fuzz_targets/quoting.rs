@@ -137,7 +137,7 @@ fn statements(kind: u8, parts: &[&str]) {
         }
         b'e' => {
             let (database, owner, privileged) = (third.clone(), first.clone(), second.clone());
-            (Step::PrepareDatabase { database, owner, privileged }, Vec::new(), 3)
+            (Step::PrepareDatabase { database, owner, privileged, web_access: true }, Vec::new(), 4)
         }
         b't' => (Step::RecordSubscriptionsDropped { timeline: first.clone() }, Vec::new(), 2),
         b'u' => (Step::SilenceAudit { database: first.clone() }, names(&[&first]), 1),

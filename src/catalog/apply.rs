@@ -237,10 +237,16 @@ async fn inside(
     token: &CancellationToken,
 ) -> Result<usize, ApplyError> {
     let stop = token.child_token();
-    let mut waiting: VecDeque<_> = databases.iter().map(|(name, steps)| (*name, steps.as_slice())).collect();
+    // What all databases share is dealt with here, once: sessions that changed it at the same time would fail.
+    let own = connection.settings().database();
+    let mut statements = match databases.get(own) {
+        Some(steps) => together(connection, steps, token).await?,
+        None => 0,
+    };
+    let others = databases.iter().filter(|(name, _)| **name != own);
+    let mut waiting: VecDeque<_> = others.map(|(name, steps)| (*name, steps.as_slice())).collect();
     let mut running = FuturesUnordered::new();
     let mut room = concurrency.max(1);
-    let mut statements = 0;
     let mut failure = None;
     loop {
         while failure.is_none() && running.len() < room {
@@ -277,9 +283,6 @@ async fn in_database(
     patient: bool,
     token: &CancellationToken,
 ) -> Result<usize, ApplyError> {
-    if database == connection.settings().database() {
-        return together(connection, steps, token).await;
-    }
     let settings = connection.settings().in_database(database);
     let session = match patient {
         true => connect_patiently(&settings, token).await?,

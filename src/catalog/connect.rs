@@ -27,7 +27,7 @@ const APPLICATION_NAME: &str = "compute_ctl:apply_config";
 ///
 /// Nor is anything of them logged by the server: the statements hold verifiers of passwords, and it logs whole
 /// statements when `log_statement` says so, and when one of them fails.
-const GUARD: [(&str, &str); 13] = [
+const GUARD: [(&str, &str); 17] = [
     ("default_transaction_read_only", "off"),
     ("default_transaction_isolation", "read committed"),
     ("search_path", ""),
@@ -44,6 +44,11 @@ const GUARD: [(&str, &str); 13] = [
     ("log_min_duration_statement", "-1"),
     ("log_min_duration_sample", "-1"),
     ("log_duration", "off"),
+    ("debug_print_parse", "off"),
+    ("debug_print_rewritten", "off"),
+    ("debug_print_plan", "off"),
+    // Whoever may monitor can read the statements it has seen.
+    ("pg_stat_statements.track", "none"),
 ];
 
 /// What protects sessions on newer servers only, which is set once it is known that it is one: version, setting
@@ -445,7 +450,9 @@ mod tests {
                  -c search_path= -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
                  -c local_preload_libraries= -c session_replication_role=replica \
                  -c log_statement=none -c log_min_error_statement=panic -c log_min_duration_statement=-1 \
-                 -c log_min_duration_sample=-1 -c log_duration=off -c statement_timeout=5"
+                 -c log_min_duration_sample=-1 -c log_duration=off -c debug_print_parse=off \
+                 -c debug_print_rewritten=off -c debug_print_plan=off -c pg_stat_statements.track=none \
+                 -c statement_timeout=5"
             )
         );
         assert_eq!(settings.config.get_application_name(), Some("compute_ctl:apply_config"));

@@ -104,8 +104,9 @@ pub fn plan(existing: &Existing, spec: &ComputeSpec, options: &Options) -> Resul
     planner.release_roles()?;
     planner.drop_subscriptions();
     planner.prepare_databases();
-    planner.own_objects()?;
+    // Before the notes, which depend on what roles there are.
     planner.drop_roles();
+    planner.own_objects()?;
     let migrations = planner.migrations();
     Ok(Plan::new(planner.steps, migrations)?)
 }

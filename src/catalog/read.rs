@@ -32,7 +32,8 @@ pub struct Existing {
     pub roles: BTreeMap<String, ExistingRole>,
     /// All databases by name.
     pub databases: BTreeMap<String, ExistingDatabase>,
-    /// Members of roles, as far as the spec says something of them: role to members.
+    /// Members of roles: role to members. When the spec declares memberships all of them, because together they
+    /// could make a circle, otherwise those of the privileged role.
     pub members: BTreeMap<String, BTreeSet<String>>,
     /// Where the roles that are to be deleted own something or hold privileges: role to databases, `None`
     /// for objects shared by all databases. Owned databases are not counted, they are in
@@ -199,7 +200,7 @@ const SUBSCRIPTIONS: &str = "SELECT d.datname::pg_catalog.text, s.subname::pg_ca
 
 const MEMBERS: &str = "SELECT g.rolname::pg_catalog.text, m.rolname::pg_catalog.text \
     FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_authid g ON g.oid = a.roleid \
-    JOIN pg_catalog.pg_authid m ON m.oid = a.member WHERE m.rolname = ANY ($1)";
+    JOIN pg_catalog.pg_authid m ON m.oid = a.member WHERE $1 OR m.rolname = $2";
 
 const DEPENDENCIES: &str = "SELECT DISTINCT r.rolname::pg_catalog.text, d.datname::pg_catalog.text \
     FROM pg_catalog.pg_shdepend s \
@@ -233,11 +234,12 @@ impl Existing {
     ) -> Result<Self, ReadError> {
         let client = connection.client();
         let databases = DATABASES.replace("{mark}", &mark_of_preparation("$1"));
-        let (declared, deletable) = (member_roles(spec, options), deletable_roles(spec));
+        let (declares, deletable) = (declares_memberships(spec), deletable_roles(spec));
         let times = times(spec);
         let wanted_timeline = spec.drop_subscriptions_before_start && super::timeline(spec).is_none();
         let privileged: [(&(dyn ToSql + Sync), Type); 1] = [(&options.privileged_role, Type::TEXT)];
-        let declared: [(&(dyn ToSql + Sync), Type); 1] = [(&declared, Type::TEXT_ARRAY)];
+        let members: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&declares, Type::BOOL), (&options.privileged_role, Type::TEXT)];
         let may_go: [(&(dyn ToSql + Sync), Type); 1] = [(&deletable, Type::TEXT_ARRAY)];
         // The first poll of each sends it, so they go out in this order and share one round trip.
         let (
@@ -256,7 +258,7 @@ impl Existing {
             read_roles(client),
             query(client, &databases, &privileged),
             query(client, SUBSCRIPTIONS, &[]),
-            query(client, MEMBERS, &declared),
+            query(client, MEMBERS, &members),
             when(!deletable.is_empty(), query(client, DEPENDENCIES, &may_go)),
             query(client, EXTENSIONS, &[]),
             when(options.profile == Profile::Neon, query(client, NEWEST, &[])),
@@ -377,21 +379,11 @@ fn deletable_roles(spec: &ComputeSpec) -> Vec<String> {
         .collect()
 }
 
-/// Roles whose memberships the spec declares, by every name they may be known under now.
-fn member_roles(spec: &ComputeSpec, options: &Options) -> Vec<String> {
-    let declares =
-        |name: &str| ["IN ROLE", "IN GROUP"].iter().any(|option| name.eq_ignore_ascii_case(option));
-    let mut roles = vec![options.privileged_role.clone()];
-    for role in &spec.cluster.roles {
-        if role.options.iter().flatten().any(|option| declares(&option.name)) {
-            roles.push(role.name.clone());
-        }
-    }
-    if roles.len() > 1 {
-        let renames = spec.delta_operations.iter().flatten().filter(|op| op.action == "rename_role");
-        roles.extend(renames.map(|op| op.name.clone()));
-    }
-    roles
+/// Whether the spec says of any role that it is a member of another.
+fn declares_memberships(spec: &ComputeSpec) -> bool {
+    let options = spec.cluster.roles.iter().flat_map(|role| role.options.iter().flatten());
+    let mut names = options.map(|option| option.name.as_str());
+    names.any(|name| ["IN ROLE", "IN GROUP"].iter().any(|option| name.eq_ignore_ascii_case(option)))
 }
 
 /// The distinct times the spec's roles name.

@@ -116,6 +116,8 @@ pub enum Step {
         owner: String,
         /// The privileged role.
         privileged: String,
+        /// Whether there will be a role `web_access`, which may create in schema `public`.
+        web_access: bool,
     },
     /// Takes everything in one database from a role that is to be dropped: objects go to another role,
     /// privileges are revoked, whoever granted them.

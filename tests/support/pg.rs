@@ -3,13 +3,8 @@
 //! Works as an ordinary user and as root, where the server's processes run as the user `postgres`, because
 //! PostgreSQL refuses root. A missing installation is a failure.
 
-<<<<<<< HEAD
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-=======
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
->>>>>>> prop
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -57,7 +52,8 @@ impl Server {
         let changes = Inotify::init(InitFlags::IN_CLOEXEC).expect("inotify");
         let what = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY;
         changes.add_watch(&data, what).expect("the directory can be watched");
-        let server = Self::spawn(dir, port, None);
+        let (child, log, _) = launch(dir.path());
+        let server = Self { child, log: Some(log), port, dir };
         let (ready, is_ready) = mpsc::channel();
         std::thread::spawn(move || {
             let status = || fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
@@ -127,40 +123,10 @@ impl Server {
     }
 
     fn run(dir: TempDir, port: u16) -> Self {
-<<<<<<< HEAD
         let (child, log, is_ready) = launch(dir.path());
         let server = Self { child, log: Some(log), port, dir };
         ready(&is_ready);
         server
-=======
-        let (ready, is_ready) = mpsc::channel();
-        let server = Self::spawn(dir, port, Some(ready));
-        let failure = is_ready.recv_timeout(START).expect("the server starts in time");
-        assert!(failure.is_empty(), "the server did not start:\n{failure}");
-        server
-    }
-
-    fn spawn(dir: TempDir, port: u16, mut ready: Option<mpsc::Sender<String>>) -> Self {
-        let mut postgres = command("postgres");
-        postgres.arg("-D").arg(dir.path().join("data")).stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = postgres.spawn().expect("postgres runs");
-        let stderr = BufReader::new(child.stderr.take().expect("piped above"));
-        // Reads on until the server is gone, so that it never blocks on its log.
-        let log = std::thread::spawn(move || {
-            let mut seen = String::new();
-            for line in stderr.split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).into_owned();
-                if line.contains("database system is ready to accept connections") {
-                    ready.take().map(|ready| ready.send(String::new()));
-                } else if ready.is_some() {
-                    seen.push_str(&line);
-                    seen.push('\n');
-                }
-            }
-            ready.take().map(|ready| ready.send(seen));
-        });
-        Self { child, log: Some(log), port, dir }
->>>>>>> prop
     }
 
     /// Stops it in order; its directory stays.
@@ -227,7 +193,6 @@ impl Drop for Server {
     }
 }
 
-<<<<<<< HEAD
 /// Starts a server on the cluster below a directory: the postmaster, the reader of its log, and what it says when
 /// the server is ready, or has ended before: see [`ready`].
 fn launch(dir: &Path) -> (Child, JoinHandle<()>, Receiver<String>) {
@@ -264,7 +229,8 @@ fn ready(is_ready: &Receiver<String>) {
 pub(crate) fn copy_data(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-a").args([from, to]).status();
     assert!(done.expect("cp runs").success(), "{} is copied", from.display());
-=======
+}
+
 /// One message in a server's log.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
@@ -316,7 +282,6 @@ impl Log {
             self.changes.read_events().expect("a watched directory");
         }
     }
->>>>>>> prop
 }
 
 /// A program of the newest installation, as a user PostgreSQL accepts.

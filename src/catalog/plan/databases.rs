@@ -75,7 +75,8 @@ impl Planner<'_> {
                     if !attributes.is_empty() {
                         changes.push(Step::AlterDatabase { name: name.clone(), attributes });
                     }
-                    granted |= now.granted_to.contains(privileged);
+                    // What an owner has goes to the next one.
+                    granted |= now.granted_to.contains(privileged) && database.owner != *privileged;
                 }
                 if database.owner != owner {
                     changes.push(Step::AlterDatabaseOwner { name: name.clone(), owner: owner.clone() });

@@ -3,9 +3,9 @@
 //! They are repeated with every apply of their spec, so each has to know when it has been done. Deletions and
 //! renames of something absent have. A rename has, when both its names are taken and both are wanted. And an
 //! object is not the one to delete or rename any more, when a later operation renames something onto that name
-//! and its source is gone: what stands there now is the renamed one.
+//! and has been done: its source is gone, or is itself what a still later operation brought there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Kind, PlanError};
 use crate::spec::document::DeltaOp;
@@ -62,13 +62,15 @@ pub(super) fn check_renames(kind: Kind, deltas: &[DeltaOp]) -> Result<(), PlanEr
 /// Whether the object which operation `at` means has gone already, and the one that now has its name is
 /// another which a later operation brought there.
 pub(super) fn is_replaced(kind: Kind, deltas: &[DeltaOp], at: usize, exists: impl Fn(&str) -> bool) -> bool {
-    let name = deltas[at].name.as_str();
-    deltas[at + 1..].iter().any(|later| {
-        later.action == rename_action(kind)
-            && later.name != name
-            && later.new_name.as_deref() == Some(name)
-            && !exists(&later.name)
-    })
+    let mut arrived: BTreeSet<&str> = BTreeSet::new();
+    // Backwards, because whether a rename was done depends on those after it only.
+    for later in deltas[at + 1..].iter().rev().filter(|op| op.action == rename_action(kind)) {
+        let Some(to) = later.new_name.as_deref().filter(|to| *to != later.name) else { continue };
+        if !exists(&later.name) || arrived.contains(later.name.as_str()) {
+            arrived.insert(to);
+        }
+    }
+    arrived.contains(deltas[at].name.as_str())
 }
 
 /// The new name, if operation `at` is a rename that is still to be done.

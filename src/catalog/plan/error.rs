@@ -141,6 +141,14 @@ pub enum PlanError {
         /// The member.
         member: String,
     },
+    /// A role would be a member of itself.
+    #[error("role {member:?} cannot be a member of role {role:?}, which is a member of it")]
+    MembershipCircle {
+        /// The role that was to get a member.
+        role: String,
+        /// Who was to be its member.
+        member: String,
+    },
     /// Something stands where the supervisor keeps its notes, and it is not a superuser's.
     #[error(
         "{what} belongs to a role that is no superuser: rename or drop it, its name is taken by this program's own"

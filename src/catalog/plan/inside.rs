@@ -1,9 +1,14 @@
 //! What is done inside of databases, each with a session of its own there.
 
+use std::collections::BTreeSet;
+
 use super::Planner;
 use super::deltas::reserved;
 use super::error::PlanError;
 use crate::catalog::step::Step;
+
+/// A role of the original's data API, which may create in schema `public` where it exists.
+const WEB_ACCESS: &str = "web_access";
 
 impl Planner<'_> {
     /// Takes everything from roles that are to be dropped.
@@ -69,9 +74,25 @@ impl Planner<'_> {
 
     /// Makes the listed databases ready for the spec's roles. The supervisor's own is left as it is.
     pub(super) fn prepare_databases(&mut self) {
+        let present = self.roles.get(WEB_ACCESS).filter(|_| !self.doomed.contains(WEB_ACCESS));
+        let web_access = present.is_some();
+        // Whether there is one, and which, is part of the preparation.
+        let same_web_access = match present {
+            Some(role) => role.now.is_some_and(|(name, _)| name == WEB_ACCESS),
+            None => !self.existing.roles.contains_key(WEB_ACCESS),
+        };
+        // A new owner gets the schema, and what a role leaves behind can be that.
+        let changes = self.steps.iter().filter_map(|step| match step {
+            Step::AlterDatabaseOwner { name, .. } => Some(name.clone()),
+            Step::ReleaseOwned { database, .. } => Some(database.clone()),
+            _ => None,
+        });
+        let changes: BTreeSet<String> = changes.collect();
         for name in self.wanted_databases.keys() {
             let Some(database) = self.databases.get(*name) else { continue };
-            let prepared = database.now.is_some_and(|(_, now)| now.prepared);
+            let prepared = same_web_access
+                && !changes.contains(*name)
+                && database.now.is_some_and(|(_, now)| now.prepared);
             if prepared || !database.allows_connections || *name == self.existing.current_database {
                 continue;
             }
@@ -79,6 +100,7 @@ impl Planner<'_> {
                 database: (*name).to_owned(),
                 owner: database.owner.clone(),
                 privileged: self.options.privileged_role.clone(),
+                web_access,
             });
         }
     }

@@ -1,6 +1,7 @@
 //! Roles: the privileged one, renames, those the spec lists, and those it deletes.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::deltas::{rename_target, reserved};
 use super::error::{Kind, PlanError};
@@ -60,7 +61,7 @@ impl<'a> Planner<'a> {
     /// The listed roles. What a role has besides what its entry declares is left to it: others may have made it,
     /// or changed it.
     pub(super) fn roles(&mut self) -> Result<(), PlanError> {
-        let mut grants = Vec::new();
+        let (mut grants, mut joined) = (Vec::new(), Vec::new());
         let nothing = RoleAttributes::default();
         for (&name, &role) in &self.wanted_roles {
             if self.doomed.contains(name) {
@@ -74,6 +75,10 @@ impl<'a> Planner<'a> {
                 option,
                 fault,
             })?;
+            if let Some(group) = declared.member_of.iter().find(|group| self.doomed.contains(group.as_str()))
+            {
+                return Err(PlanError::GroupDeleted { role: group.clone(), member: role.name.clone() });
+            }
             let Some(&present) = self.roles.get(name) else {
                 self.roles.insert(name, RoleState::default());
                 let name = role.name.clone();
@@ -85,11 +90,7 @@ impl<'a> Planner<'a> {
                     attributes = usual.fold(attributes, RoleAttributes::or_on);
                     attributes.member_of.insert(self.options.privileged_role.clone());
                 }
-                if let Some(group) =
-                    attributes.member_of.iter().find(|group| self.doomed.contains(group.as_str()))
-                {
-                    return Err(PlanError::GroupDeleted { role: group.clone(), member: name });
-                }
+                joined.extend(attributes.member_of.iter().map(|group| (group.clone(), name.clone())));
                 // Groups may be listed later than their members.
                 let later: Vec<String> = attributes
                     .member_of
@@ -127,10 +128,39 @@ impl<'a> Planner<'a> {
             if !self.roles.contains_key(role.as_str()) {
                 return Err(PlanError::GroupMissing { role, member });
             }
-            if self.doomed.contains(role.as_str()) {
-                return Err(PlanError::GroupDeleted { role, member });
-            }
+            joined.push((role.clone(), member.clone()));
             self.steps.push(Step::GrantRole { role, member });
+        }
+        self.check_circles(&joined)
+    }
+
+    /// Refuses new memberships, group and member, by which a role would be a member of itself.
+    fn check_circles(&self, joined: &[(String, String)]) -> Result<(), PlanError> {
+        if joined.is_empty() {
+            return Ok(());
+        }
+        let future = self.roles.iter().filter_map(|(name, role)| Some((role.now?.0, *name)));
+        let future: BTreeMap<&str, &str> = future.collect();
+        let mut groups: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (group, members) in &self.existing.members {
+            let Some(group) = future.get(group.as_str()).copied() else { continue };
+            for member in members.iter().filter_map(|member| future.get(member.as_str()).copied()) {
+                groups.entry(member).or_default().insert(group);
+            }
+        }
+        for (group, member) in joined {
+            groups.entry(member).or_default().insert(group);
+        }
+        for (group, member) in joined {
+            let (mut seen, mut next) = (BTreeSet::from([group.as_str()]), vec![group.as_str()]);
+            while let Some(role) = next.pop() {
+                if role == member {
+                    let (role, member) = (group.clone(), member.clone());
+                    return Err(PlanError::MembershipCircle { role, member });
+                }
+                let above = groups.get(role).into_iter().flatten().copied();
+                next.extend(above.filter(|group| seen.insert(group)));
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::error::PlanError;
+use crate::limits;
 use crate::secret::Secret;
 use crate::spec::document::Role;
 
@@ -36,18 +37,19 @@ pub(crate) fn is_scram(text: &str) -> bool {
             && text.len() - digits.len() <= 2
             && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
     };
-    let key = |text: &str| text.len() == 44 && text.ends_with('=') && base64(text);
+    let key = |text: &str| text.len() == 44 && text.ends_with('=') && !text.ends_with("==") && base64(text);
     let parts = || {
         let (iterations, rest) = text.strip_prefix("SCRAM-SHA-256$")?.split_once(':')?;
         let (salt, keys) = rest.split_once('$')?;
         let (stored, server) = keys.split_once(':')?;
         Some((iterations, salt, stored, server))
     };
-    parts().is_some_and(|(iterations, salt, stored, server)| {
-        iterations.parse::<i32>().is_ok_and(|count| count > 0)
-            && !salt.is_empty()
-            && base64(salt)
-            && key(stored)
-            && key(server)
-    })
+    text.len() <= limits::CATALOG_VERIFIER
+        && parts().is_some_and(|(iterations, salt, stored, server)| {
+            iterations.parse::<i32>().is_ok_and(|count| count > 0)
+                && !salt.is_empty()
+                && base64(salt)
+                && key(stored)
+                && key(server)
+        })
 }

@@ -40,6 +40,7 @@ fn mixed() -> PlanDocument {
     let prepare = |database: &str| Step::PrepareDatabase {
         database: database.to_owned(),
         owner: "app".to_owned(),
+        web_access: false,
         privileged: "neon_superuser".to_owned(),
     };
     let steps = vec![

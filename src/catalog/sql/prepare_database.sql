@@ -14,7 +14,7 @@ BEGIN
     IF present_owner IN (CURRENT_USER, 'cloud_admin', 'zenith_admin') AND present_owner <> new_owner THEN
         EXECUTE pg_catalog.format('ALTER SCHEMA public OWNER TO %I', new_owner);
     END IF;
-    IF EXISTS (SELECT FROM pg_catalog.pg_authid WHERE rolname = 'web_access') THEN
+    IF pg_catalog.current_setting('compute_ctl.web_access') = 'on' THEN
         EXECUTE 'GRANT CREATE ON SCHEMA public TO web_access';
     END IF;
     EXECUTE pg_catalog.format(

@@ -44,6 +44,13 @@ BEGIN
             UNION ALL
             SELECT 'TABLESPACE', pg_catalog.format('%I', t.spcname), '', t.spcowner, t.spcacl
               FROM pg_catalog.pg_tablespace t
+            UNION ALL
+            -- Settings belong to the first superuser. Names are words with dots between them.
+            SELECT 'PARAMETER', pg_catalog.array_to_string(ARRAY(
+                       SELECT pg_catalog.format('%I', word)
+                         FROM pg_catalog.unnest(pg_catalog.string_to_array(p.parname, '.')) word), '.'),
+                   '', 10, p.paracl
+              FROM pg_catalog.pg_parameter_acl p
         )
         SELECT g.kind, g.object, g.part, giver.rolname AS giver, e.privilege_type AS privilege,
                CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.format('%I', receiver.rolname) END AS receiver

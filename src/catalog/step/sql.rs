@@ -156,9 +156,12 @@ impl Step {
             Self::GrantDatabase { name, role } => {
                 vec![format!("GRANT ALL PRIVILEGES ON DATABASE {} TO {}", ident(name)?, ident(role)?)]
             }
-            Self::PrepareDatabase { owner, privileged, .. } => {
-                vec![set("owner", owner)?, set("privileged_role", privileged)?, PREPARE.to_owned()]
-            }
+            Self::PrepareDatabase { owner, privileged, web_access, .. } => vec![
+                set("owner", owner)?,
+                set("privileged_role", privileged)?,
+                set("web_access", if *web_access { "on" } else { "off" })?,
+                PREPARE.to_owned(),
+            ],
             Self::ReleaseOwned { role, heir, .. } => vec![
                 format!("REASSIGN OWNED BY {} TO {}", ident(role)?, ident(heir)?),
                 set("dropped_role", role)?,
