@@ -111,15 +111,31 @@ impl Server {
     pub(crate) fn copy(&self) -> Self {
         let dir = TempDir::with_prefix("compute_ctl-test-").expect("a temporary directory");
         give(dir.path());
-        let data = dir.path().join("data");
-        copy_data(&self.data(), &data);
         let port = free_port();
-        let mut conf = OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("copied");
-        let socket = dir.path().display();
-        // The last line that sets something counts.
-        writeln!(conf, "port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{socket}'")
-            .expect("writing into an own directory");
+        self.lay_out(dir.path(), port);
         Self::run(dir, port)
+    }
+
+    /// Ends a copy and starts it anew on a fresh copy.
+    pub(crate) fn copy_to(&self, copy: &mut Self) {
+        if matches!(copy.child.try_wait(), Ok(None)) {
+            kill(copy.pid(), Signal::SIGQUIT).expect("an own child that was not reaped");
+        }
+        copy.ended();
+        self.lay_out(copy.dir.path(), copy.port);
+        copy.again();
+    }
+
+    fn lay_out(&self, dir: &Path, port: u16) {
+        let data = dir.join("data");
+        restore(&self.data(), &data);
+        let conf = format!(
+            "\nport = {port}\nlisten_addresses = ''\nunix_socket_directories = '{}'\n",
+            dir.display()
+        );
+        // The last line that sets something counts.
+        let mut file = OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("copied");
+        file.write_all(conf.as_bytes()).expect("writing into an own directory");
     }
 
     fn run(dir: TempDir, port: u16) -> Self {
@@ -225,10 +241,45 @@ fn ready(is_ready: &Receiver<String>) {
     assert!(failure.is_empty(), "the server did not start:\n{failure}");
 }
 
-/// Copies a data directory that no server is using.
-pub(crate) fn copy_data(from: &Path, to: &Path) {
-    let done = Command::new("cp").arg("-a").args([from, to]).status();
-    assert!(done.expect("cp runs").success(), "{} is copied", from.display());
+/// Makes a data directory what another one is. No server is using either. Only files that are not the same already
+/// are written: most of a cluster stays as it is, and there are tests which do this often.
+pub(crate) fn restore(from: &Path, to: &Path) {
+    // Not through a link into what is somebody else's.
+    if fs::symlink_metadata(to).is_ok_and(|there| !there.is_dir()) {
+        fs::remove_file(to).expect("an own file");
+    }
+    if !to.exists() {
+        fs::create_dir(to).expect("an own directory");
+        give(to);
+    }
+    fs::set_permissions(to, fs::metadata(from).expect("it is there").permissions())
+        .expect("an own directory");
+    for entry in fs::read_dir(to).expect("an own directory").map(Result::unwrap) {
+        if from.join(entry.file_name()).exists() {
+            continue;
+        }
+        match entry.file_type().expect("it is there").is_dir() {
+            true => fs::remove_dir_all(entry.path()).expect("an own directory"),
+            false => fs::remove_file(entry.path()).expect("an own file"),
+        }
+    }
+    for entry in fs::read_dir(from).expect("an own directory").map(Result::unwrap) {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let wanted = entry.metadata().expect("it is there");
+        if wanted.is_dir() {
+            restore(&source, &target);
+            continue;
+        }
+        let time = wanted.modified().expect("files have times");
+        let same =
+            |there: fs::Metadata| there.len() == wanted.len() && there.modified().is_ok_and(|at| at == time);
+        if !fs::metadata(&target).is_ok_and(same) {
+            fs::copy(&source, &target).expect("an own file");
+            give(&target);
+            let file = OpenOptions::new().write(true).open(&target).expect("an own file");
+            file.set_modified(time).expect("an own file");
+        }
+    }
 }
 
 /// One message in a server's log.
