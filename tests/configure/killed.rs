@@ -137,7 +137,7 @@ fn whatever_an_apply_was_doing_the_next_one_completes_it() {
     let whole = uninterrupted(&template);
     let boundaries = whole.boundaries();
     let (count, requests) = (boundaries.len(), whole.requests.len());
-    assert!(count > 30, "there are many places to stop at: {count}");
+    assert!(count > 14, "there are many places to stop at: {count}");
     let work = boundaries.into_iter().flat_map(|at| [Blow::Connection, Blow::Server].map(|blow| (at, blow)));
     let work = Mutex::new(work);
     std::thread::scope(|scope| {
@@ -212,7 +212,7 @@ fn a_killed_program_leaves_what_the_next_start_completes() {
     drop(node);
     let requests = proxy.requests().len();
     drop(proxy);
-    assert!(requests > 50, "there are many places to stop at: {requests}");
+    assert!(requests > 28, "there are many places to stop at: {requests}");
 
     let every = if std::env::var_os(ALL).is_some() { 1 } else { requests / SAMPLES };
     for at in (0..requests).step_by(every) {

@@ -176,6 +176,8 @@ fn differences_are_altered() {
             "set password of role \"b\"",
             "give database \"d\" to role \"b\"",
             "grant all privileges on database \"e\" to role \"neon_superuser\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "note 1 prepared database(s)",
         ]
     );
 }
@@ -216,6 +218,8 @@ fn a_name_given_to_another_role_does_not_inherit_databases() {
             "rename role \"al\" to \"alice\"",
             "create role \"al\" in \"neon_superuser\"",
             "give database \"d\" to role \"al\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "note 1 prepared database(s)",
         ]
     );
 }
@@ -284,7 +288,10 @@ fn a_deleted_role_hands_over_where_it_has_something() {
             "hand over what role \"gone\" has in database \"d\" to role \"a\"",
             "hand over what role \"gone\" has in database \"e\" to role \"a\"",
             "hand over what role \"gone\" has in database \"postgres\" to role \"cloud_admin\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "prepare schema public and default privileges of database \"e\"",
             "drop role \"gone\"",
+            "note 2 prepared database(s)",
         ]
     );
 }
