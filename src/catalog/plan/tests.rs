@@ -235,6 +235,20 @@ fn renames_that_push_each_other_on_are_done_once() {
 }
 
 #[test]
+fn a_chain_behind_a_deletion_loses_nothing_when_repeated() {
+    let deltas = json!([
+        op("delete_db", "x"),
+        rename("rename_db", "c", "x"),
+        rename("rename_db", "b", "c"),
+        rename("rename_db", "a", "b")
+    ]);
+    let spec = spec(json!([]), json!([]), deltas);
+    let four = ["a", "b", "c", "x"].map(|name| (name, "cloud_admin"));
+    assert_eq!(planned(&server(&[], &four), &spec).len(), 4);
+    assert_eq!(planned(&server(&[], &four[1..]), &spec), [""; 0]);
+}
+
+#[test]
 fn a_deletion_spares_what_was_renamed_onto_its_name() {
     let deltas = json!([op("delete_db", "x"), rename("rename_db", "y", "x")]);
     let wanted = spec(json!([]), json!([{ "name": "x", "owner": "cloud_admin" }]), deltas);
