@@ -189,10 +189,11 @@ fn a_killed_program_leaves_what_the_next_start_completes() {
         }
     }
     place.configure(&spec);
-    let direct = place.connstr.clone();
     let through = |dir: &Path| {
         format!("postgresql:///postgres?user={ADMIN}&host={}&port={}", dir.display(), place.postgres)
     };
+    // Over the socket, where the template asks for no password.
+    let direct = through(place.path());
     let reset = |place: &Place| {
         let _ = fs::remove_dir_all(place.pgdata());
         copy_data(&template.data(), &place.pgdata());
