@@ -196,7 +196,7 @@ pub const CATALOG_LOCK: Duration = Duration::from_secs(60);
 
 /// Statements in one message: enough to make round trips cheap, and a bound on what both sides hold however long
 /// a transaction is.
-pub const CATALOG_BATCH: usize = 256;
+pub const CATALOG_BATCH: usize = 1024;
 
 /// Steps of one apply that are logged one by one: all that a usual change has. A new compute with thousands of roles
 /// must not push everything else out of a log.

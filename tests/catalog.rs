@@ -520,13 +520,14 @@ async fn whichever_of_many_statements_fails_its_step_is_named() {
     });
     let odd = Step::CreateRole { name: "odd".to_owned(), attributes, verifier: None };
     let (options, token) = (options(), CancellationToken::new());
-    for at in [0, 1, limits::CATALOG_BATCH - 2, limits::CATALOG_BATCH - 1, limits::CATALOG_BATCH, 599] {
+    let (batch, all) = (limits::CATALOG_BATCH, limits::CATALOG_BATCH * 3 / 2);
+    for at in [0, 1, batch - 2, batch - 1, batch, all - 1] {
         for (bad, name, code) in [
             (create("taken"), "taken", "42710"),
             (odd.clone(), "odd", "42601"),
             (create("数"), "数", "22P05"),
         ] {
-            let mut steps: Vec<Step> = (0..600).map(|number| create(&format!("r{number}"))).collect();
+            let mut steps: Vec<Step> = (0..all).map(|number| create(&format!("r{number}"))).collect();
             steps[at] = bad;
             let plan = Plan::new(steps, Vec::new()).unwrap();
             let error = execute(&connection, &plan, &options, &token).await.unwrap_err();

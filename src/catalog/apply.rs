@@ -154,7 +154,7 @@ pub(super) fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
     stages
 }
 
-/// One transaction. Its statements are sent some hundreds in one message, which costs the server and us half of
+/// One transaction. Its statements are sent a thousand in one message, which costs the server and us half of
 /// what as many messages do, and neither side holds more than that however many there are.
 pub(super) async fn together(
     connection: &Connection,

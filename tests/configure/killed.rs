@@ -191,6 +191,7 @@ fn a_killed_program_leaves_what_the_next_start_completes() {
     let through = |dir: &Path| {
         format!("postgresql:///postgres?user={ADMIN}&host={}&port={}", dir.display(), place.postgres)
     };
+    // Over the socket, where the template asks for no password.
     let direct = through(place.path());
     let reset = |place: &Place| restore(&template.data(), &place.pgdata());
 

@@ -18,10 +18,10 @@ pub(super) fn unique<'a, T: PartialEq>(
 ) -> Result<BTreeMap<&'a str, &'a T>, PlanError> {
     let entries: BTreeMap<&str, &T> = list.iter().map(|entry| (name(entry).as_str(), entry)).collect();
     // Of several with one name, one is in the map.
-    if entries.len() < list.len() {
-        if let Some(entry) = list.iter().find(|entry| entries[name(entry).as_str()] != *entry) {
-            return Err(PlanError::Contradiction { kind, name: name(entry).clone() });
-        }
+    if entries.len() < list.len()
+        && let Some(entry) = list.iter().find(|entry| entries[name(entry).as_str()] != *entry)
+    {
+        return Err(PlanError::Contradiction { kind, name: name(entry).clone() });
     }
     Ok(entries)
 }

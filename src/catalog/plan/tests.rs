@@ -176,6 +176,8 @@ fn differences_are_altered() {
             "set password of role \"b\"",
             "give database \"d\" to role \"b\"",
             "grant all privileges on database \"e\" to role \"neon_superuser\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "note 1 prepared database(s)",
         ]
     );
 }
@@ -216,6 +218,8 @@ fn a_name_given_to_another_role_does_not_inherit_databases() {
             "rename role \"al\" to \"alice\"",
             "create role \"al\" in \"neon_superuser\"",
             "give database \"d\" to role \"al\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "note 1 prepared database(s)",
         ]
     );
 }
@@ -228,6 +232,20 @@ fn renames_that_push_each_other_on_are_done_once() {
     assert_eq!(planned(&before, &spec), ["rename database \"b\" to \"c\"", "rename database \"a\" to \"b\""]);
     let after = server(&[], &[("b", "cloud_admin"), ("c", "cloud_admin")]);
     assert_eq!(planned(&after, &spec), [""; 0]);
+}
+
+#[test]
+fn a_chain_behind_a_deletion_loses_nothing_when_repeated() {
+    let deltas = json!([
+        op("delete_db", "x"),
+        rename("rename_db", "c", "x"),
+        rename("rename_db", "b", "c"),
+        rename("rename_db", "a", "b")
+    ]);
+    let spec = spec(json!([]), json!([]), deltas);
+    let four = ["a", "b", "c", "x"].map(|name| (name, "cloud_admin"));
+    assert_eq!(planned(&server(&[], &four), &spec).len(), 4);
+    assert_eq!(planned(&server(&[], &four[1..]), &spec), [""; 0]);
 }
 
 #[test]
@@ -284,7 +302,10 @@ fn a_deleted_role_hands_over_where_it_has_something() {
             "hand over what role \"gone\" has in database \"d\" to role \"a\"",
             "hand over what role \"gone\" has in database \"e\" to role \"a\"",
             "hand over what role \"gone\" has in database \"postgres\" to role \"cloud_admin\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "prepare schema public and default privileges of database \"e\"",
             "drop role \"gone\"",
+            "note 2 prepared database(s)",
         ]
     );
 }
