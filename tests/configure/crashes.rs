@@ -17,15 +17,19 @@ fn a_killed_session_fails_its_step_and_a_configure_waits_for_the_recovery() {
     let node = at_rest(&place, &spec, &[]);
     spec["cluster"]["roles"] = json!([{ "name": "app" }]);
     spec["cluster"]["databases"] = json!([{ "name": "app", "owner": "app" }]);
-    let _locked = place.session(LOCK);
+    let locked = place.session(LOCK);
     let configure = node.post_later("/configure", Some(&config(&spec)));
-    // The postmaster then ends all sessions and starts again by itself.
-    kill(Pid::from_raw(waits_for_a_lock(&place)), Signal::SIGKILL).unwrap();
+    let victim = waits_for_a_lock(&place);
+    // The postmaster then ends all sessions and starts again by itself, but not before it has lost patience with
+    // this one, so that what comes next finds it so.
+    locked.backend.signal(Signal::SIGSTOP);
+    kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
     let (code, body) = configure.join().unwrap();
     let error = failed(&node, code, &serde_json::from_str(&body).unwrap());
     assert!(error.starts_with("cannot create role \"app\" in \"neon_superuser\" (in database \"postgres\")"));
     assert!(error.contains("connection closed"), "{error}");
     succeeds(&node, &spec);
+    assert!(node.log().contains("the database system is in recovery mode"), "{}", node.log());
     assert_eq!(place.try_sql("app", "select 1").as_deref(), Ok("1"));
     node.terminate();
 }

@@ -48,20 +48,20 @@ fn a_migration_that_waits_is_in_nobodys_way() {
     let node = at_rest(&place, &spec, &[]);
     place.sql("update neon_migration.migration_id set id = 0");
     let blocked = || {
-        eventually("a migration that waits", || {
-            let waiting = "select count(*) from pg_stat_activity \
-                           where application_name = 'compute_ctl:migrations' and wait_event_type = 'Lock'";
-            (place.sql(waiting) == "1").then_some(())
-        });
+        let waiting = "select pid from pg_stat_activity \
+                       where application_name = 'compute_ctl:migrations' and wait_event_type = 'Lock'";
+        eventually("a migration that waits", || place.sql(waiting).parse::<i32>().ok())
     };
     let lock = "begin; update neon_migration.migration_id set id = id";
     let locked = place.session(lock);
     succeeds(&node, &spec);
-    blocked();
-    // It holds the privileged role, of which the new role is to be a member, and the next one wants it too.
+    let first = blocked();
+    // It has changed the privileged role, which the next one wants to change too.
     spec["cluster"]["roles"] = json!([{ "name": "app" }]);
     succeeds(&node, &spec);
-    blocked();
+    let waits = format!("select count(*) from pg_locks where not granted and pid = {first}");
+    assert_eq!(place.sql(&waits), "0", "it has ended before the next apply");
+    assert_ne!(blocked(), first);
     drop(locked);
     migrated(&place);
     assert!(failures(&node).is_empty(), "{:?}", failures(&node));
