@@ -6,9 +6,11 @@
 
 mod args;
 pub mod check;
+mod client;
 pub mod diagram;
 mod exit;
 mod options;
+pub mod plan;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches};
 use compute_states::diagram::{Format, Slice};
 
+pub use client::{ClientError, Compute};
 pub use exit::ExitCode;
 pub use options::{Connstr, Port, RestartPolicy, RunOptions, SpecSource};
 
@@ -35,6 +38,8 @@ pub enum Invocation {
         /// Print findings as JSON.
         json: bool,
     },
+    /// Show what a spec would change.
+    Plan(Box<plan::PlanOptions>),
     /// Print the state machine.
     Diagram {
         /// Which part.
@@ -101,10 +106,16 @@ where
             .map(|options| Invocation::Run(Box::new(options)))
             .map_err(|fault| command.clone().error(fault.kind, fault.message))
     };
+    let plan = |args| {
+        plan::PlanOptions::new(args, environment)
+            .map(|options| Invocation::Plan(Box::new(options)))
+            .map_err(|fault| command.clone().error(fault.kind, fault.message))
+    };
     match cli.command {
         None => run(cli.node),
         Some(args::Command::Run(node)) => run(*node),
         Some(args::Command::Check { file, json }) => Ok(Invocation::Check { file, json }),
+        Some(args::Command::Plan(args)) => plan(*args),
         Some(args::Command::Diagram { slice, format }) => Ok(Invocation::Diagram { slice, format }),
         Some(args::Command::Replay { journal }) => Ok(Invocation::Replay { journal }),
     }

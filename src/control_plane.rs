@@ -4,6 +4,7 @@
 //! not interpreted here.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use compute_states::FailureClass;
 use reqwest::header::{AUTHORIZATION, HeaderValue};
@@ -174,7 +175,7 @@ impl ControlPlane {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", (self.token)().reveal()))
             .map_err(|_| FetchError::Token)?;
         authorization.set_sensitive(true);
-        let client = client(&self.url).map_err(FetchError::Client)?;
+        let client = client(&self.url, limits::CONTROL_PLANE_REQUEST).map_err(FetchError::Client)?;
         let mut attempts = 1;
         loop {
             let error = match self.attempt(&client, &authorization, metrics).await {
@@ -229,13 +230,14 @@ async fn body(mut answer: Response) -> Result<Vec<u8>, Attempt> {
     Ok(body)
 }
 
-fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+pub(crate) fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(json))
         .map_err(|error| format!("{}: {}", error.path(), without_values(error.inner())))
 }
 
-fn client(url: &str) -> Result<Client, reqwest::Error> {
-    trusting_client(url, || Client::builder().timeout(limits::CONTROL_PLANE_REQUEST))
+/// For requests that are over, answer included, within `timeout`.
+pub(crate) fn client(url: &str, timeout: Duration) -> Result<Client, reqwest::Error> {
+    trusting_client(url, || Client::builder().timeout(timeout))
 }
 
 /// Trusts what this machine trusts: the system's certificates, or those that `SSL_CERT_FILE` names. Unlike a

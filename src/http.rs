@@ -1,12 +1,14 @@
 //! The external and the internal server.
 //!
 //! They translate: a request becomes an event, the machine's answer becomes a status code and a body. Nothing
-//! here decides what is allowed in which state.
+//! here decides what is allowed in which state. Requests that change nothing the machine knows of go to Postgres
+//! instead; those which need a running one go by the published status.
 //!
 //! | module | what lives there |
 //! |---|---|
 //! | [`server`] | binding, accepting, limits on connections, graceful stop |
 //! | `routes` | which request goes where; what is checked before it does |
+//! | `body`, `query` | what requests carry |
 //! | [`auth`] | tokens |
 //! | `response` | the one place that knows status codes and bodies |
 
@@ -14,12 +16,15 @@ use std::sync::Arc;
 
 use compute_states::{Revision, SpecOutline};
 
+use crate::catalog::Requests;
 use crate::engine::Handle;
 use crate::spec::document::ComputeSpec;
 use crate::spec::store::StoredSpec;
 use crate::telemetry::Metrics;
 
 pub mod auth;
+mod body;
+mod query;
 mod response;
 mod routes;
 pub mod server;
@@ -37,6 +42,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Where specs go.
     pub specs: Arc<dyn SpecIntake>,
+    /// The way to Postgres.
+    pub postgres: Requests,
     /// Who may use the external server.
     pub auth: Auth,
 }
@@ -49,6 +56,12 @@ pub trait SpecIntake: Send + Sync + 'static {
     /// # Errors
     /// What is wrong with it, in words for the client (400).
     fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String>;
+
+    /// Checks a spec and keeps nothing. Called outside the asynchronous threads too.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for the client (400).
+    fn judge(&self, spec: ComputeSpec) -> Result<StoredSpec, String>;
 
     /// Whose data a kept spec speaks of. Called by each `GET /status`, so it must not wait.
     fn identity(&self, revision: Revision) -> Identity;

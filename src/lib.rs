@@ -11,7 +11,7 @@
 //! | [`spec`] | config and spec documents: types, faults, resolution, store |
 //! | [`storage`] | where the data directory comes from |
 //! | [`postgres`] | installation, data directory, configuration files, the postmaster |
-//! | [`catalog`] | roles and databases: read, plan, apply |
+//! | [`catalog`] | roles and databases: read, plan, show, apply |
 //! | [`http`] | the external and the internal server |
 //! | [`control_plane`] | fetching a spec |
 //! | [`signals`] | signals as events, orphans as PID 1 |

@@ -115,6 +115,18 @@ pub const CRASH_LINGER: Duration = Duration::from_millis(300);
 /// Longest `--crash-linger` taken: beyond an hour it is a typing error, and a node which never leaves.
 pub const CRASH_LINGER_MAX: Duration = Duration::from_secs(3600);
 
+/// Steps of a plan that are listed for a person before the rest is counted: some screens. Nobody reads ten
+/// thousand lines, and `--all`, `--json` and `--sql` have them all.
+pub const PLAN_LINES: usize = 100;
+
+/// How long `compute_ctl plan` may take to get a plan, from a compute or from a server: twice the wait for a lock
+/// ([`CATALOG_LOCK`]), which is the longest thing in it.
+pub const PLAN: Duration = Duration::from_secs(120);
+
+/// Bytes of a plan that a compute sends. A role's entry in a spec is some sixty bytes at least, and its steps in
+/// a plan are a few hundred, so this is several times the longest spec.
+pub const PLAN_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
+
 // ---- storage ------------------------------------------------------------------------------------------
 
 /// How long `initdb` may take. It needs two seconds on a slow disk; a disk that is a hundred times slower still
@@ -199,6 +211,9 @@ pub const VERSION_PROBE: Duration = Duration::from_secs(10);
 /// What is kept of each output stream of a helper program, in bytes; the tail, because errors come last.
 pub const HELPER_OUTPUT: usize = 64 * 1024;
 
+/// Bytes taken at once from a helper whose output is passed on: what a pipe of Linux holds.
+pub const HELPER_PIECE: usize = 64 * 1024;
+
 /// How long the pipes of a helper are read on after its group was killed. Only a process that left the group
 /// can hold them longer, and what it writes is of no interest.
 pub const HELPER_DRAIN: Duration = Duration::from_secs(2);
@@ -229,19 +244,95 @@ pub const SWEEP_LOOK: Duration = Duration::from_millis(250);
 /// must not hold up a stop.
 pub const LOG_DRAIN: Duration = Duration::from_secs(1);
 
+/// Longest line of `postgresql.conf`, in bytes. The server's reader goes over a line from its beginning for every
+/// 8 KiB of it: here it needs some 0.1 s, for a mebibyte a second, for ten a minute, and the postmaster serves
+/// nobody meanwhile. The longest that make sense, lists of some hundred pageservers, have a tenth of it.
+pub const CONF_LINE: usize = 256 * 1024;
+
 // ---- catalog ------------------------------------------------------------------------------------------
 
 /// How long one connection attempt to our own server may take: it is local, and a full backlog or a frozen
 /// server must end in an error instead of a hang.
 pub const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a request to cancel a statement may take. The work is abandoned either way; this only says how
-/// long the abandoning may be delayed by a server which accepts no connection.
+/// How long a statement of ours waits for a lock that somebody else holds. Shorter than the two minutes the known
+/// client waits for the whole of `/configure`, so that it is told what is in the way.
+pub const CATALOG_LOCK: Duration = Duration::from_secs(60);
+
+/// Statements in one message: enough to make round trips cheap, and a bound on what both sides hold however long
+/// a transaction is.
+pub const CATALOG_BATCH: usize = 1024;
+
+/// Steps of one apply that are logged one by one: all that a usual change has. A new compute with thousands of roles
+/// must not push everything else out of a log.
+pub const CATALOG_LOGGED: usize = 100;
+
+/// Longest verifier of a password, in bytes: what PostgreSQL 18 allows, and several times what any program makes.
+/// Older servers fail to store one that does not fit into a page.
+pub const CATALOG_VERIFIER: usize = 512;
+
+/// How long a server without a free connection slot is asked again. Sessions of a busy pool come and go within
+/// that; one that stays full needs somebody's help, and the error says so.
+pub const SLOT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Pause between two such attempts: each is a fork of the postmaster's.
+pub const SLOT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long cancelled statements may take to end. The work is abandoned either way; this only says how long the
+/// abandoning may be delayed by a server which accepts no connection. Well within [`CANCEL_GRACE`].
 pub const CANCEL_REQUEST: Duration = Duration::from_secs(1);
+
+/// Pause after a request to cancel a statement before it is asked again: obeying takes the server a few
+/// milliseconds, and each request is a fork of the postmaster's.
+pub const CANCEL_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often a server looks whether we are still there while it executes a statement of ours: without that, one
+/// that waits for a lock would go on waiting, holding others, long after this program was killed, a request was
+/// given up, or its client has gone.
+pub const CATALOG_ABANDONED: Duration = Duration::from_secs(1);
 
 /// How long the sender of an active replication slot may take to end before its database is dropped. It only
 /// has to notice a signal; a drop that comes too early is refused and repeated by the next apply.
 pub const SLOT_RELEASE: Duration = Duration::from_secs(5);
+
+/// Sessions that requests have open at once; the next one waits. A server for ten clients must keep some for
+/// its users, and a session is needed for milliseconds.
+pub const REQUEST_SESSIONS: usize = 4;
+
+/// How long a request waits for one of [`REQUEST_SESSIONS`] before its client is told to come back. Only
+/// statements that wait for a lock can keep them that long.
+pub const REQUEST_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the statements of a request may take: one or two that read the catalog or write one row, so what
+/// takes longer waits for somebody's lock.
+pub const REQUEST: Duration = Duration::from_secs(30);
+
+/// How long `POST /extensions` may take: the script of a large extension takes some ten seconds, and one that
+/// updates may rewrite tables.
+pub const EXTENSION_REQUEST: Duration = Duration::from_secs(300);
+
+/// How often a statement is tried that loses against the same change by somebody else. One of those who compete
+/// gets through in each round, and they are no more than [`REQUEST_SESSIONS`] and an apply.
+pub const CONTENTION_TRIES: usize = 8;
+
+/// Statements of `pg_stat_statements` that are told, as in the original.
+pub const INSIGHTS: i64 = 100;
+
+/// How long a schema dump may take, the client's reading included: a hundred thousand tables take minutes, and
+/// all the while the dump holds locks and a snapshot which keep vacuum from cleaning up.
+pub const SCHEMA_DUMP: Duration = Duration::from_secs(600);
+
+/// Schema dumps at once; the next client is told to come back. Each is a process with the whole schema in its
+/// memory.
+pub const SCHEMA_DUMPS: usize = 4;
+
+/// How long one question about the settings may take: the server reads a file of some hundred lines and answers
+/// from memory, in milliseconds. A server that was frozen after it let us in must end in an error.
+pub const SETTINGS_QUERY: Duration = Duration::from_secs(10);
+
+/// Characters shown of a refused setting's value, and of what the server says to it, which quotes the value: whoever
+/// put a document there knows it by its beginning.
+pub const SETTING_SHOWN: usize = 400;
 
 // ---- http ---------------------------------------------------------------------------------------------
 
@@ -264,13 +355,16 @@ pub const HTTP_HEAD_BYTES: usize = 64 * 1024;
 /// section 5).
 pub const HTTP_CONFIGURE_BYTES: usize = 64 * 1024 * 1024;
 
-/// How long the body of `/configure` may take to arrive. The known client gives up on the whole request
-/// after 120 s, and the work needs its share of them.
+/// How long a body may take to arrive. The known client of `/configure` gives up on
+/// the whole request after 120 s, and the work needs its share of them.
 pub const HTTP_BODY_READ: Duration = Duration::from_secs(60);
 
-/// Bodies of `/configure` that are held at once, each up to [`HTTP_CONFIGURE_BYTES`]; the next caller is told
-/// to come back. Only one of them can be accepted by the machine anyway.
-pub const HTTP_BODIES: usize = 4;
+/// Bytes of any other body: a few names. The original's limit.
+pub const HTTP_BODY_BYTES: usize = 2 * 1024 * 1024;
+
+/// Bytes of bodies that each server holds at once, every one counted with its limit; the next caller is told
+/// to come back. Four of `/configure`, only one of which can be accepted by the machine anyway, or 128 others.
+pub const HTTP_BODIES_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
 
 /// How often an idle HTTP/2 client is asked whether it is still there, and how long it may take to say so: a
 /// peer that vanished without a word must not hold a connection for ever.

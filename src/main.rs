@@ -1,11 +1,12 @@
 //! The program: reads the command line, does what it asks for, ends with its exit code.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write, stderr, stdout};
+use std::io::{BufReader, BufWriter, IsTerminal, Write, stderr, stdin, stdout};
 use std::path::Path;
 use std::process;
 
 use anyhow::Context;
+use compute_ctl::cli::plan::Streams;
 use compute_ctl::cli::{self, Environment, ExitCode, Invocation};
 use compute_ctl::engine::Recording;
 use compute_ctl::engine::journal::JournalError;
@@ -19,6 +20,14 @@ fn main() -> process::ExitCode {
     let code = match invocation {
         Invocation::Run(options) => node::run(*options),
         Invocation::Check { file, json } => cli::check::run(&file, json, &mut stdout()),
+        Invocation::Plan(options) => {
+            let (mut input, mut out, mut err) = (stdin().lock(), stdout(), stderr());
+            let terminal = out.is_terminal();
+            cli::plan::run(
+                &options,
+                &mut Streams { input: &mut input, out: &mut out, terminal, err: &mut err },
+            )
+        }
         Invocation::Diagram { slice, format } => cli::diagram::run(slice, format, &mut stdout()),
         Invocation::Replay { journal } => match replay(&journal) {
             Ok(()) => ExitCode::Ok,

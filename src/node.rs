@@ -5,6 +5,7 @@
 //! data directory is claimed.
 
 mod activity;
+mod afterwards;
 mod error;
 mod intake;
 mod journal;
@@ -22,12 +23,14 @@ use compute_states::{Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline
 use tokio_postgres::config::Host;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::{ConnectionSettings, Profile, Requests};
 use crate::cli::{self, Connstr, ExitCode, Port, RunOptions, SpecSource};
 use crate::control_plane::{self, Source};
 use crate::engine::{self, Ended, Handle};
 use crate::http::server::Side;
 use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
 use crate::limits;
+use crate::postgres::settings::Settings;
 use crate::postgres::{DataDir, InstallError, Installation, process};
 use crate::secret::Secret;
 use crate::signals::{self, Asked, Signals};
@@ -35,7 +38,9 @@ use crate::spec::document::ComputeConfig;
 use crate::spec::fault::Shape;
 use crate::telemetry::{self, Metrics};
 
+use afterwards::Afterwards;
 use error::StartError;
+pub(crate) use error::chain;
 use intake::Intake;
 use journal::JournalFile;
 use terminal::Foreground;
@@ -152,6 +157,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     named_program_exists(&options)?;
     let listeners = bind(&options)?;
     let (connstr, postgres_port) = standalone::settle_port(&options);
+    let settings = ConnectionSettings::new(&Secret::new(connstr.reveal()), Profile::Standard)?;
     let document = match options.source {
         SpecSource::Standalone => Some(standalone::spec(&options.pgdata, postgres_port)),
         _ => config.spec,
@@ -174,6 +180,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     };
     tracing::info!(version = %installation.version(), program = %installation.postgres().display(), "PostgreSQL found");
     let superuser = connstr.config().get_user().unwrap_or("cloud_admin").to_owned();
+    let postgres =
+        Requests::new(settings, installation.tool("pg_dump"), options.privileged_role_name.clone());
     let parts = Parts {
         pgdata: claim(&options.pgdata).await?,
         installation,
@@ -186,6 +194,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         connstr: Secret::new(connstr.reveal()),
         privileged_role: options.privileged_role_name.clone(),
         internal_http_port: listeners.internal_port(),
+        afterwards: Afterwards::default(),
+        settings: Settings::new(metrics.clone()),
         documents: Mutex::default(),
     };
     if let Some((spec, _)) = &spec {
@@ -218,7 +228,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         true => Auth::open(),
         false => Auth::tokens(&config.compute_ctl_config.jwks, &options.compute_id),
     };
-    let context = http::Context { engine: handle, metrics, specs: Arc::new(intake), auth };
+    let context = http::Context { engine: handle, metrics, specs: Arc::new(intake), postgres, auth };
     let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;

@@ -3,7 +3,9 @@
 //! * [`install`] finds the programs and knows their version.
 //! * [`pgdata`] owns the data directory: who lives on it, whose it is, and how it is cleared.
 //! * [`conf`] and [`hba`] write the configuration files.
+//! * [`settings`] changes the settings of a running server such that the outcome is known.
 //! * [`postmaster`] starts the server, tells when it is ready and when it has ended, and sweeps what it left.
+//! * [`piped`] runs helper programs whose output is passed on.
 //! * [`process`] runs helper programs, reaps orphans and drops privileges.
 
 pub mod conf;
@@ -11,10 +13,12 @@ pub mod hba;
 pub mod install;
 mod log;
 pub mod pgdata;
+pub mod piped;
 pub mod postmaster;
 pub mod process;
 mod proctable;
 mod readiness;
+pub mod settings;
 
 pub use install::{InstallError, Installation, Version};
 pub use log::LogSink;

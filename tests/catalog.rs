@@ -8,11 +8,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use compute_ctl::catalog::{
-    self, Applied, ApplyError, ConnectError, Connection, ConnectionSettings, Existing, Options, Plan, Profile,
+    self, Applied, ApplyError, ConnectError, Connection, ConnectionSettings, Existing, Options, Plan,
+    Profile, Step,
 };
-use compute_ctl::catalog::{apply::execute, plan::plan, quote};
+use compute_ctl::catalog::{apply::execute, attributes::RoleAttributes, plan::plan, quote};
+use compute_ctl::limits;
 use compute_ctl::secret::Secret;
-use compute_ctl::spec::document::ComputeSpec;
+use compute_ctl::spec::document::{ComputeSpec, GenericOption};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -22,7 +24,7 @@ use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 
 fn options() -> Options {
-    Options { privileged_role: "neon_superuser".to_owned(), concurrency: 2 }
+    Options { privileged_role: "neon_superuser".to_owned(), profile: Profile::Standard, concurrency: 2 }
 }
 
 fn spec(roles: Value, databases: Value, deltas: Value) -> ComputeSpec {
@@ -49,7 +51,10 @@ async fn apply(connection: &Connection, spec: &ComputeSpec) -> Result<Applied, A
     // Whoever supervises an apply spawns it, so its future has to be Send.
     let future: Pin<Box<dyn Future<Output = _> + Send + '_>> =
         Box::pin(catalog::apply(connection, spec, &options, &token));
-    future.await
+    let mut applied = future.await?;
+    let pending = std::mem::take(&mut applied.migrations);
+    catalog::migrations::run(connection, &pending, &token).await.unwrap();
+    Ok(applied)
 }
 
 /// Applies twice: the second time there must be nothing to do.
@@ -131,7 +136,7 @@ async fn a_fresh_cluster_gets_roles_that_can_log_in() {
         Value::Null,
     );
     let applied = settle(&connection, &spec).await;
-    assert_eq!(applied, Applied { steps: 8, statements: 8 });
+    assert_eq!(applied.steps, 13);
 
     let role = connection
         .client()
@@ -146,7 +151,7 @@ async fn a_fresh_cluster_gets_roles_that_can_log_in() {
         .unwrap();
     let flags: Vec<bool> = (0..6).map(|column| role.get(column)).collect();
     assert_eq!(flags, [false, false, true, true, true, true]);
-    assert_eq!(role.get::<_, String>(6), "pg_read_all_data,pg_write_all_data");
+    assert_eq!(role.get::<_, String>(6), "pg_monitor,pg_read_all_data,pg_signal_backend,pg_write_all_data");
 
     assert_eq!(login(&server, "alice", "wonder land'\\", "appdb").await.as_deref(), Ok("alice"));
     assert_eq!(login(&server, "legacy", "old", "second").await.as_deref(), Ok("legacy"));
@@ -349,7 +354,8 @@ async fn hostile_names_are_ordinary_names() {
         names.iter().step_by(4).map(|name| json!({ "name": name, "owner": name })).collect();
     settle(&connection, &spec(json!(roles), json!(databases), Value::Null)).await;
 
-    let existing = Existing::read(&connection, &spec(json!([]), json!([]), Value::Null)).await.unwrap();
+    let existing =
+        Existing::read(&connection, &spec(json!([]), json!([]), Value::Null), &options()).await.unwrap();
     for name in &names {
         assert!(existing.roles.contains_key(name), "role {name:?}");
     }
@@ -377,7 +383,8 @@ async fn hostile_names_are_ordinary_names() {
         .collect();
     let databases = json!([{ "name": kept, "owner": ADMIN }]);
     settle(&connection, &spec(json!([]), databases, json!(deltas))).await;
-    let left = Existing::read(&connection, &spec(json!([]), json!([]), Value::Null)).await.unwrap();
+    let left =
+        Existing::read(&connection, &spec(json!([]), json!([]), Value::Null), &options()).await.unwrap();
     assert!(names.iter().all(|name| !left.roles.contains_key(name)));
     let databases: Vec<_> = left.databases.keys().map(String::as_str).collect();
     assert_eq!(databases, ["postgres", "select", "template0", "template1"]);
@@ -454,12 +461,12 @@ async fn an_interrupted_apply_is_completed_by_the_next() {
     let mut results = Vec::new();
     loop {
         settle(&connection, &setup).await;
-        let existing = Existing::read(&connection, &goal).await.unwrap();
+        let existing = Existing::read(&connection, &goal, &options()).await.unwrap();
         let whole = plan(&existing, &goal, &options()).unwrap();
-        let part = Plan::new(whole.steps()[..done].to_vec()).unwrap();
+        let part = Plan::new(whole.steps()[..done].to_vec(), Vec::new()).unwrap();
         execute(&connection, &part, &options(), &token).await.unwrap();
         settle(&connection, &goal).await;
-        let mut result = Existing::read(&connection, &goal).await.unwrap();
+        let mut result = Existing::read(&connection, &goal, &options()).await.unwrap();
         result.roles.remove("maker");
         results.push(result);
         settle(&connection, &reset).await;
@@ -493,6 +500,46 @@ async fn a_failing_transaction_names_the_step_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn whichever_of_many_statements_fails_its_step_is_named() {
+    let server = Server::start("");
+    let postgres = session(&server).await;
+    run(&postgres, "CREATE ROLE taken").await;
+    run(&postgres, "CREATE DATABASE latin ENCODING 'latin1' LOCALE 'C' TEMPLATE template0").await;
+    // Names outside of its encoding cannot even be said to it.
+    let connection = session_in(&server, "latin").await;
+    let create = |name: &str| Step::CreateRole {
+        name: name.to_owned(),
+        attributes: RoleAttributes::default(),
+        verifier: None,
+    };
+    let mut attributes = RoleAttributes::default();
+    attributes.others.push(GenericOption {
+        name: "NO SUCH OPTION".to_owned(),
+        value: None,
+        vartype: "bool".to_owned(),
+    });
+    let odd = Step::CreateRole { name: "odd".to_owned(), attributes, verifier: None };
+    let (options, token) = (options(), CancellationToken::new());
+    let (batch, all) = (limits::CATALOG_BATCH, limits::CATALOG_BATCH * 3 / 2);
+    for at in [0, 1, batch - 2, batch - 1, batch, all - 1] {
+        for (bad, name, code) in [
+            (create("taken"), "taken", "42710"),
+            (odd.clone(), "odd", "42601"),
+            (create("数"), "数", "22P05"),
+        ] {
+            let mut steps: Vec<Step> = (0..all).map(|number| create(&format!("r{number}"))).collect();
+            steps[at] = bad;
+            let plan = Plan::new(steps, Vec::new()).unwrap();
+            let error = execute(&connection, &plan, &options, &token).await.unwrap_err();
+            assert_eq!(error.sqlstate(), Some(code), "{error}");
+            assert!(error.to_string().contains(&format!("create plain role {name:?}")), "{at}: {error}");
+            let left = "SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'r%' OR rolname = 'odd'";
+            assert!(texts(&connection, left).await.is_empty(), "the transaction was rolled back");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_impossible_touches_nothing() {
     let server = Server::start("");
     let connection = session(&server).await;
@@ -522,6 +569,26 @@ async fn a_cancelled_apply_ends_and_can_be_repeated() {
     until(&blocker, waiting, "0").await;
     run(&blocker, "ROLLBACK").await;
     settle(&session(&server).await, &spec).await;
+}
+
+#[tokio::test]
+async fn an_abandoned_session_does_not_go_on_waiting() {
+    let server = Server::start("");
+    let blocker = session(&server).await;
+    let patient = Secret::new(format!("{} options='-c lock_timeout=0'", server.connstr("postgres").reveal()));
+    let settings = ConnectionSettings::new(&patient, Profile::Standard).unwrap();
+    let connection = catalog::connect(&settings).await.unwrap();
+    let spec = spec(json!([{ "name": "a" }]), json!([]), json!([]));
+    run(&blocker, "BEGIN; LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE").await;
+    let waiting = "SELECT count(*)::text FROM pg_locks WHERE NOT granted AND relation = 'pg_catalog.pg_authid'::regclass";
+    let (token, options) = (CancellationToken::new(), options());
+    tokio::select! {
+        result = catalog::apply(&connection, &spec, &options, &token) => panic!("it waits: {result:?}"),
+        () = until(&blocker, waiting, "1") => {}
+    }
+    // As when the process is killed: nobody says good-bye.
+    drop(connection);
+    until(&blocker, waiting, "0").await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use compute_ctl::catalog::{self, ConnectionSettings, Profile};
+use compute_ctl::limits;
 use compute_ctl::postgres::conf::{self, Conf};
 use compute_ctl::spec::document::ComputeSpec;
 use proptest::strategy::{Strategy, ValueTree};
@@ -130,4 +131,112 @@ fn printed(server: &Server, name: &str) -> String {
     let output = command("postgres").arg("-D").arg(server.data()).args(["-C", name]).output().unwrap();
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end_matches('\n').to_owned()
+}
+
+/// Whatever the settings of a spec: they are refused before anything is written, or the server reads the names and
+/// values that were meant. One file at a time with up to thirty settings, of which later ones must not be disturbed
+/// by earlier ones.
+#[tokio::test]
+async fn rendered_settings_are_what_the_server_reads() {
+    let server = Server::start("");
+    let settings = ConnectionSettings::new(&server.connstr("postgres"), Profile::Standard).unwrap();
+    let connection = catalog::connect(&settings).await.unwrap();
+    let query = "SELECT name, setting FROM pg_catalog.pg_file_settings \
+                 WHERE sourcefile LIKE '%/postgresql.conf' ORDER BY seqno";
+    let query = connection.client().prepare(query).await.unwrap();
+
+    let name = "x\\.[a-zü][a-z0-9_]{0,8}|[xy]_?z?\\.a|include\\.x";
+    // What is special to the reader, to quoting, to lines, to numbers, and what is not.
+    let text = "([ -~]|['\\\\#$=\t\"]|\\\\[0-7n']|''|[\\x01-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]|\u{85}|\u{2028}|ü|\u{1f418}|\\PC){0,12}";
+    let token = "[+-]?[0-9]{1,20}(\\.[0-9]{0,3}(e-?[0-9]{1,3})?|[a-zA-Z]{0,3})|0x[0-9a-f]{1,4}|NaN|-?inf|on|[a-z][a-z0-9._:/-]{0,8}|'[a-z# ]{0,5}'";
+    let regex = |text| proptest::string::string_regex(text).unwrap();
+    let bad = "[\n\r\0]|[ -~]{0,3}[\n\r\0][ -~]{0,3}";
+    let setting = proptest::prop_oneof![
+        8 => (regex(name), regex(text), proptest::strategy::Just("string")),
+        4 => (regex(name), regex(token), proptest::prop_oneof!["integer", "enum", "no such type", ""].prop_map(|kind| match kind.as_str() {
+            "integer" => "integer",
+            "enum" => "enum",
+            _ => "",
+        })),
+        1 => (regex(name), regex(bad), proptest::strategy::Just("string")),
+        1 => (regex(name), regex(text), proptest::strategy::Just("bool")),
+        1 => (regex("([a-z. '#=\n-]|include){0,5}"), regex("a"), proptest::strategy::Just("string")),
+    ];
+    let strategy = proptest::collection::vec(setting, 1..30);
+    let mut runner = TestRunner::deterministic();
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..400 {
+        let mut meant = Vec::new();
+        for (name, value, vartype) in strategy.new_tree(&mut runner).unwrap().current() {
+            let one = json!([{ "name": name, "value": value, "vartype": vartype }]);
+            match rendered(&one) {
+                Ok(_) => meant.push((name, value, vartype)),
+                Err(_) => refused += 1,
+            }
+        }
+        let all: Vec<_> = meant
+            .iter()
+            .map(|(name, value, vartype)| json!({ "name": name, "value": value, "vartype": vartype }))
+            .collect();
+        let text = rendered(&json!(all)).unwrap();
+        conf::write(&server.data(), &text).unwrap();
+        let rows = connection.client().query(&query, &[]).await.unwrap();
+        let theirs: Vec<(Option<String>, Option<String>)> = rows
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .filter(|(name, _): &(Option<String>, _)| {
+                !name.as_deref().is_some_and(|name| name.starts_with("lc_"))
+            })
+            .collect();
+        let ours: Vec<_> = meant
+            .into_iter()
+            .map(|(name, value, vartype)| {
+                let bare = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\''));
+                let value = bare.filter(|_| vartype != "string").map(str::to_owned).unwrap_or(value);
+                (Some(name), Some(value))
+            })
+            .collect();
+        read += ours.len();
+        assert_eq!(ours, theirs, "{text}");
+    }
+    assert!(read > 1000 && refused > 300, "both kinds of settings: {read} and {refused}");
+}
+
+/// What is written can be read at any length; what would take the server's reader long is not written.
+#[tokio::test]
+async fn the_longest_line_that_is_written_is_read() {
+    let server = Server::start("");
+    let settings = ConnectionSettings::new(&server.connstr("postgres"), Profile::Standard).unwrap();
+    let connection = catalog::connect(&settings).await.unwrap();
+    let name = format!("x.{}", "n".repeat(limits::CONF_LINE / 4));
+    let setting = |length: usize| {
+        let value = "'\\ü".repeat(length / 6);
+        (rendered(&json!([{ "name": name, "value": value, "vartype": "string" }])), value)
+    };
+    let room = limits::CONF_LINE - name.len() - " = ''".len();
+    let (text, value) = setting(room);
+    conf::write(&server.data(), &text.unwrap()).unwrap();
+    let query = "SELECT setting = $2, error FROM pg_catalog.pg_file_settings WHERE name = $1";
+    let row = connection.client().query_one(query, &[&name, &value]).await.unwrap();
+    assert_eq!((row.get(0), row.get::<_, Option<String>>(1)), (true, None));
+    assert!(matches!(setting(room + 6).0, Err(conf::ConfError::TooLong { .. })));
+}
+
+fn rendered(settings: &serde_json::Value) -> Result<String, conf::ConfError> {
+    let spec: ComputeSpec = serde_json::from_value(json!({
+        "format_version": 1.0,
+        "suspend_timeout_seconds": -1,
+        "cluster": { "roles": [], "databases": [], "settings": settings },
+    }))
+    .unwrap();
+    conf::render(&Conf {
+        spec: &spec,
+        profile: Profile::Standard,
+        privileged_role: "",
+        internal_http_port: 0,
+        tls: false,
+        mmap_shared_memory: false,
+        lakebase_port: None,
+        extras: &[],
+    })
 }

@@ -9,7 +9,9 @@
 use std::collections::BTreeSet;
 
 use compute_ctl::catalog::Step;
+use compute_ctl::catalog::attributes::RoleAttributes;
 use compute_ctl::catalog::quote::{self, QuoteError};
+use compute_ctl::catalog::step::Password;
 use compute_ctl::secret::Secret;
 use compute_ctl::spec::document::GenericOption;
 use libfuzzer_sys::fuzz_target;
@@ -88,12 +90,14 @@ fn statements(kind: u8, parts: &[&str]) {
             (step, names(&[&first, &second]), 1)
         }
         b'c' => {
-            let (name, options) = (first.clone(), options());
-            let step = Step::CreateRole { name, member_of: Some(second.clone()), options, verifier };
+            let Ok(mut attributes) = RoleAttributes::parse(&options()) else { return };
+            attributes.member_of.insert(second.clone());
+            let step = Step::CreateRole { name: first.clone(), attributes, verifier };
             (step, names(&[&first, &second]), 1)
         }
         b'a' => {
-            let step = Step::AlterRole { name: first.clone(), options: options(), verifier };
+            let Ok(attributes) = RoleAttributes::parse(&options()) else { return };
+            let step = Step::AlterRole { name: first.clone(), attributes, password: Password::Set(verifier) };
             (step, names(&[&first]), 1)
         }
         b's' => {
@@ -127,6 +131,20 @@ fn statements(kind: u8, parts: &[&str]) {
             let (role, database, heir) = (first.clone(), third.clone(), second.clone());
             (Step::ReleaseOwned { role, database, heir }, names(&[&first, &second, &first]), 4)
         }
+        b'k' => {
+            let step = Step::GrantRole { role: first.clone(), member: second.clone() };
+            (step, names(&[&first, &second]), 1)
+        }
+        b'e' => {
+            let (database, owner, privileged) = (third.clone(), first.clone(), second.clone());
+            (Step::PrepareDatabase { database, owner, privileged, web_access: true }, Vec::new(), 4)
+        }
+        b't' => (Step::RecordSubscriptionsDropped { timeline: first.clone() }, Vec::new(), 2),
+        b'u' => (Step::SilenceAudit { database: first.clone() }, names(&[&first]), 1),
+        b'q' => {
+            let databases = BTreeSet::from([first.clone(), second.clone()]);
+            (Step::MarkPrepared { databases, privileged: third.clone() }, Vec::new(), 2)
+        }
         b'x' => (Step::DropRole { name: first.clone() }, names(&[&first]), 1),
         _ => return,
     };
@@ -148,7 +166,7 @@ fn statements(kind: u8, parts: &[&str]) {
         assert!(found.any(|found| found == name), "{name:?} is not in {statements:?}");
     }
     if let Step::CreateRole { verifier: Some(verifier), .. }
-    | Step::AlterRole { verifier: Some(verifier), .. } = &step
+    | Step::AlterRole { password: Password::Set(Some(verifier)), .. } = &step
     {
         let last = tokens.last().and_then(|tokens| tokens.last());
         assert_eq!(last, Some(&Token::Text(verifier.reveal().to_owned())), "the verifier ends the statement");

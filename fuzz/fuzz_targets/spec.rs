@@ -73,7 +73,8 @@ fn used(spec: &ComputeSpec, has_placeholders: bool) {
     if let Ok(resolved) = ResolvedSpec::new(spec) {
         assert!(resolved.same_pageservers(&resolved.clone()));
     }
-    let options = Options { privileged_role: "neon_superuser".to_owned(), concurrency: 1 };
+    let options =
+        Options { privileged_role: "neon_superuser".to_owned(), profile: Profile::Standard, concurrency: 1 };
     let existing = Existing {
         current_user: "cloud_admin".to_owned(),
         current_database: "postgres".to_owned(),
@@ -86,7 +87,10 @@ fn used(spec: &ComputeSpec, has_placeholders: bool) {
             }
         }
         Err(
-            error @ (PlanError::Illegal(_) | PlanError::BadVerifier { .. } | PlanError::NoNewName { .. }),
+            error @ (PlanError::Illegal(_)
+            | PlanError::BadVerifier { .. }
+            | PlanError::NoNewName { .. }
+            | PlanError::Option { .. }),
         ) => {
             assert!(has_placeholders, "accepted, though {error}");
         }

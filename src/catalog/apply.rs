@@ -1,32 +1,34 @@
 //! Executes a plan.
 //!
-//! Neighbouring steps that can share a transaction do, and their statements are sent at once: one round
-//! trip, all or nothing. Databases are created and dropped one by one, because PostgreSQL allows that
+//! Neighbouring steps that can share a transaction do, and their statements are sent many in a message: few round
+//! trips, all or nothing. Databases are created and dropped one by one, because PostgreSQL allows that
 //! outside of transactions only, and one by one means that nothing is under way after an error or a cancel.
 //! Steps inside of other databases get a session there, a transaction per database.
 
-use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 
-use futures_util::future::{MaybeDone, maybe_done};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
-use super::connect::{Cancelled, ConnectError, Connection, connect, sqlstate};
+use super::connect::{Cancelled, ConnectError, Connection, connect, connect_patiently, sqlstate};
 use super::plan::{Options, Plan, PlanError};
 use super::read::ReadError;
 use super::step::{Place, RenderError, Step};
+use crate::limits;
 
 /// What was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Steps of the plan.
     pub steps: usize,
     /// Statements executed, not counting those which begin and end transactions.
     pub statements: usize,
+    /// Migrations that are still to be done, for [`migrations::run`](super::migrations::run).
+    pub migrations: Vec<Step>,
 }
 
 /// Why a spec was not applied, or not in full.
@@ -70,9 +72,8 @@ impl ApplyError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Connect(error) => error.sqlstate(),
-            Self::Read(ReadError(source)) | Self::Step { source, .. } => {
-                source.code().map(tokio_postgres::error::SqlState::code)
-            }
+            Self::Read(error) => error.postgres().code().map(tokio_postgres::error::SqlState::code),
+            Self::Step { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
             Self::Plan(_) | Self::Render(_) | Self::Cancelled => None,
         }
     }
@@ -88,26 +89,39 @@ pub async fn execute(
     options: &Options,
     token: &CancellationToken,
 ) -> Result<Applied, ApplyError> {
-    let mut applied = Applied::default();
+    let mut applied = Applied { migrations: plan.migrations().to_vec(), ..Applied::default() };
     for stage in stages(plan.steps()) {
         let statements = match &stage {
             Stage::Together(steps) => together(connection, steps, token).await?,
             Stage::Alone(step) => alone(connection, step, token).await?,
-            Stage::Inside(databases) => inside(connection, databases, options.concurrency, token).await?,
+            Stage::Inside(databases) => {
+                // Boxed, or the future of all that awaits this would be many times as large.
+                Box::pin(inside(connection, databases, options.concurrency, token)).await?
+            }
         };
         for step in stage.steps() {
-            tracing::info!("applied: {step}");
+            applied.steps += 1;
+            if applied.steps <= limits::CATALOG_LOGGED {
+                tracing::info!("applied: {step}");
+            } else {
+                tracing::debug!("applied: {step}");
+            }
         }
-        applied.steps += stage.steps().count();
         applied.statements += statements;
+    }
+    if let Some(more @ 1..) = applied.steps.checked_sub(limits::CATALOG_LOGGED) {
+        tracing::info!("applied {more} further steps, which are told at level debug");
     }
     Ok(applied)
 }
 
 /// Steps that are executed in one go.
-enum Stage<'a> {
+pub(super) enum Stage<'a> {
+    /// One transaction.
     Together(Vec<&'a Step>),
+    /// Outside of a transaction.
     Alone(&'a Step),
+    /// A transaction in each of these databases.
     Inside(BTreeMap<&'a str, Vec<&'a Step>>),
 }
 
@@ -121,7 +135,8 @@ impl<'a> Stage<'a> {
     }
 }
 
-fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
+/// What is executed together, in the order of execution.
+pub(super) fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
     let mut stages: Vec<Stage<'_>> = Vec::new();
     for step in steps {
         match (step.place(), stages.last_mut()) {
@@ -139,27 +154,68 @@ fn stages(steps: &[Step]) -> Vec<Stage<'_>> {
     stages
 }
 
-/// One transaction, all its statements sent before the first answer is awaited. After a failure the server
-/// skips the rest, so the first error is the cause and the final `COMMIT` rolls back.
-async fn together(
+/// One transaction. Its statements are sent a thousand in one message, which costs the server and us half of
+/// what as many messages do, and neither side holds more than that however many there are.
+pub(super) async fn together(
     connection: &Connection,
     steps: &[&Step],
     token: &CancellationToken,
 ) -> Result<usize, ApplyError> {
-    let mut script = vec![(None, "BEGIN".to_owned())];
-    for step in steps {
-        script.extend(step.sql()?.into_iter().map(|sql| (Some(*step), sql)));
-    }
-    script.push((None, "COMMIT".to_owned()));
-    let statements = script.len() - 2;
     let client = connection.client();
-    let sent = script.iter().map(|(_, sql)| client.batch_execute(sql)).collect();
-    let answers = connection.unless_cancelled(token, pipeline(sent)).await?;
-    for (answer, (step, _)) in answers.into_iter().zip(&script) {
-        // The frame of the transaction is as much the first step's doing as any other's.
-        answer.map_err(|source| failed(connection, step.unwrap_or(steps[0]), source))?;
+    let mut count = 0;
+    let mut rest = steps;
+    let mut statements: Vec<(usize, String)> = vec![(0, "BEGIN".to_owned())];
+    while !rest.is_empty() {
+        let mut taken = 0;
+        while taken < rest.len() && statements.len() < limits::CATALOG_BATCH {
+            let sql = rest[taken].sql()?;
+            count += sql.len();
+            statements.extend(sql.into_iter().map(|sql| (taken, sql)));
+            taken += 1;
+        }
+        if taken == rest.len() {
+            statements.push((taken - 1, "COMMIT".to_owned()));
+        }
+        let texts: Vec<&str> = statements.iter().map(|(_, sql)| sql.as_str()).collect();
+        if let Err((at, source)) = connection.unless_cancelled(token, batch(client, &texts)).await? {
+            return Err(failed(connection, rest[statements[at].0], source));
+        }
+        statements.clear();
+        rest = &rest[taken..];
     }
-    Ok(statements)
+    Ok(count)
+}
+
+/// Sends statements of a transaction in one message. If one fails the transaction is rolled back, and it is said
+/// which it was: the server counts up the statements which it has completed. Only when it can make no sense of
+/// the message as a whole, because of how a statement is written, it completes none, and is asked about each.
+async fn batch(client: &Client, statements: &[&str]) -> Result<(), (usize, tokio_postgres::Error)> {
+    let mut completed = 0;
+    let sent = async {
+        let mut answers = pin!(client.simple_query_raw(&statements.join(";\n")).await?);
+        while let Some(answer) = answers.try_next().await? {
+            if let SimpleQueryMessage::CommandComplete(_) = answer {
+                completed += 1;
+            }
+        }
+        Ok::<_, tokio_postgres::Error>(())
+    };
+    let Err(source) = sent.await else { return Ok(()) };
+    // Otherwise whoever uses the session next would be in a failed transaction. If this fails too, it is because
+    // the session is gone.
+    let _ = client.batch_execute("ROLLBACK").await;
+    if completed > 0 || source.code().is_none() {
+        // All may be completed, and the session lost before that was said.
+        return Err((completed.min(statements.len() - 1), source));
+    }
+    for (at, statement) in statements.iter().enumerate() {
+        match client.prepare(statement).await {
+            Err(error) if error.code() == source.code() => return Err((at, error)),
+            // What names an object of an earlier statement, which is rolled back, can fail in other ways.
+            _ => {}
+        }
+    }
+    Err((0, source))
 }
 
 async fn alone(connection: &Connection, step: &Step, token: &CancellationToken) -> Result<usize, ApplyError> {
@@ -172,49 +228,70 @@ async fn alone(connection: &Connection, step: &Step, token: &CancellationToken) 
     Ok(script.len())
 }
 
+/// As many databases at the same time as the options allow and the server has room for. The first failure ends
+/// what is under way elsewhere, so that nothing of this apply goes on after its end.
 async fn inside(
     connection: &Connection,
     databases: &BTreeMap<&str, Vec<&Step>>,
     concurrency: usize,
     token: &CancellationToken,
 ) -> Result<usize, ApplyError> {
-    let work: Vec<_> = databases
-        .iter()
-        .map(|(database, steps)| async move {
-            if *database == connection.settings().database() {
-                return together(connection, steps, token).await;
+    let stop = token.child_token();
+    // What all databases share is dealt with here, once: sessions that changed it at the same time would fail.
+    let own = connection.settings().database();
+    let mut statements = match databases.get(own) {
+        Some(steps) => together(connection, steps, token).await?,
+        None => 0,
+    };
+    let others = databases.iter().filter(|(name, _)| **name != own);
+    let mut waiting: VecDeque<_> = others.map(|(name, steps)| (*name, steps.as_slice())).collect();
+    let mut running = FuturesUnordered::new();
+    let mut room = concurrency.max(1);
+    let mut failure = None;
+    loop {
+        while failure.is_none() && running.len() < room {
+            let Some((database, steps)) = waiting.pop_front() else { break };
+            // When none of our own can give its slot back, somebody else's is waited for.
+            let patient = running.is_empty();
+            let work = Box::pin(in_database(connection, database, steps, patient, &stop));
+            running.push(async move { (database, steps, patient, work.await) });
+        }
+        let Some((database, steps, patient, result)) = running.next().await else { break };
+        match result {
+            Ok(count) => statements += count,
+            Err(ApplyError::Connect(error)) if error.is_full() && !(patient && running.is_empty()) => {
+                room = running.len().max(1);
+                tracing::debug!(database, room, "the server has no room for more sessions");
+                waiting.push_front((database, steps));
             }
-            let settings = connection.settings().in_database(database);
-            let session = connection.unless_cancelled(token, connect(&settings)).await??;
-            together(&session, steps, token).await
-        })
-        .collect();
-    let counts: Vec<usize> = stream::iter(work).buffer_unordered(concurrency.max(1)).try_collect().await?;
-    Ok(counts.into_iter().sum())
+            Err(error) => {
+                stop.cancel();
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(statements),
+    }
+}
+
+async fn in_database(
+    connection: &Connection,
+    database: &str,
+    steps: &[&Step],
+    patient: bool,
+    token: &CancellationToken,
+) -> Result<usize, ApplyError> {
+    let settings = connection.settings().in_database(database);
+    let session = match patient {
+        true => connect_patiently(&settings, token).await?,
+        false => token.run_until_cancelled(connect(&settings)).await.transpose()?,
+    };
+    together(&session.ok_or(ApplyError::Cancelled)?, steps, token).await
 }
 
 fn failed(connection: &Connection, step: &Step, source: tokio_postgres::Error) -> ApplyError {
     let database = connection.settings().database().to_owned();
     ApplyError::Step { step: step.to_string(), database, source }
-}
-
-/// Awaits all futures, each polled once, in order, before any is awaited: a statement is sent at its first
-/// poll, so this keeps both the order and the single round trip.
-async fn pipeline<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut started: Vec<Pin<Box<MaybeDone<F>>>> =
-        futures.into_iter().map(|future| Box::pin(maybe_done(future))).collect();
-    poll_fn(|cx| {
-        for future in &mut started {
-            // A future that is not done is awaited below.
-            let _ = future.as_mut().poll(cx);
-        }
-        Poll::Ready(())
-    })
-    .await;
-    let mut outputs = Vec::with_capacity(started.len());
-    for mut future in started {
-        future.as_mut().await;
-        outputs.extend(future.as_mut().take_output());
-    }
-    outputs
 }

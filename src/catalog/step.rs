@@ -1,14 +1,20 @@
-//! The steps a plan is made of: what each does, in words and in SQL.
+//! The steps a plan is made of: what each does and to what, in words. Their SQL is in the module `sql`.
+
+mod sql;
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use thiserror::Error;
+use serde::{Deserialize, Serialize};
 
-use super::quote::{self, QuoteError, identifier, literal};
-use crate::limits;
+use super::Profile;
+use super::attributes::{DatabaseAttributes, RoleAttributes};
+use super::migrations::Migration;
 use crate::secret::Secret;
 use crate::spec::document::GenericOption;
+
+pub use sql::RenderError;
+pub(super) use sql::{MASKED_LOGIN, mark_of_preparation};
 
 /// One change to a server. `Display` says it in words, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,21 +35,26 @@ pub enum Step {
     CreateRole {
         /// Its name.
         name: String,
-        /// The privileged role it becomes a member of, with that role's attributes; `None` for a plain role.
-        member_of: Option<String>,
-        /// Further options.
-        options: Vec<GenericOption>,
+        /// What it may do, and of which roles it is a member.
+        attributes: RoleAttributes,
         /// Password verifier in the catalog's form.
         verifier: Option<Secret>,
     },
-    /// Gives a role its password, the right to log in, and its options.
+    /// Changes what a role may do, or its password.
     AlterRole {
         /// Its name.
         name: String,
-        /// Its options.
-        options: Vec<GenericOption>,
-        /// Password verifier in the catalog's form; `None` takes the password away.
-        verifier: Option<Secret>,
+        /// What it may do, as far as that differs.
+        attributes: RoleAttributes,
+        /// What becomes of its password.
+        password: Password,
+    },
+    /// Makes a role a member of another.
+    GrantRole {
+        /// The role that gets a member.
+        role: String,
+        /// The member.
+        member: String,
     },
     /// Drops subscriptions without touching the publisher: its slot may be another compute's by now.
     DropSubscriptions {
@@ -75,6 +86,13 @@ pub enum Step {
         /// Further options.
         options: Vec<GenericOption>,
     },
+    /// Changes what can be changed of an existing database.
+    AlterDatabase {
+        /// Its name.
+        name: String,
+        /// What differs.
+        attributes: DatabaseAttributes,
+    },
     /// Gives a database to another owner.
     AlterDatabaseOwner {
         /// Its name.
@@ -88,6 +106,18 @@ pub enum Step {
         name: String,
         /// The role which gets them.
         role: String,
+    },
+    /// Makes a database ready for the spec's roles: schema `public` to the database's owner if it still belongs
+    /// to the administrator, and all privileges on what the administrator creates there to the privileged role.
+    PrepareDatabase {
+        /// Its name.
+        database: String,
+        /// Its owner.
+        owner: String,
+        /// The privileged role.
+        privileged: String,
+        /// Whether there will be a role `web_access`, which may create in schema `public`.
+        web_access: bool,
     },
     /// Takes everything in one database from a role that is to be dropped: objects go to another role,
     /// privileges are revoked, whoever granted them.
@@ -104,152 +134,220 @@ pub enum Step {
         /// Its name.
         name: String,
     },
+    /// Creates a schema of the supervisor's own.
+    CreateSchema {
+        /// Its name.
+        name: &'static str,
+    },
+    /// Installs an extension in the supervisor's own database.
+    CreateExtension {
+        /// Its name.
+        name: &'static str,
+        /// Where its objects go.
+        schema: &'static str,
+    },
+    /// Moves an extension to another schema, whether it says that it can be moved or not.
+    MoveExtension {
+        /// Its name.
+        name: &'static str,
+        /// Where its objects go.
+        schema: &'static str,
+    },
+    /// Brings an extension to the newest version that is installed on the machine.
+    UpdateExtension {
+        /// Its name.
+        name: &'static str,
+        /// The version it has.
+        from: String,
+        /// The version it gets.
+        to: String,
+    },
+    /// Creates the table by which the control plane sees whether the server takes writes.
+    CreateHealthCheck,
+    /// Creates what tells later applies and starts what was done: see [`super::migrations`].
+    CreateBookkeeping,
+    /// Notes that inherited subscriptions were dropped on this timeline.
+    RecordSubscriptionsDropped {
+        /// The timeline.
+        timeline: String,
+    },
+    /// Keeps what the supervisor itself does in a database out of the audit log.
+    SilenceAudit {
+        /// The database.
+        database: String,
+    },
+    /// Notes in which databases [`Step::PrepareDatabase`] has nothing to do any more.
+    MarkPrepared {
+        /// Their names.
+        databases: BTreeSet<String>,
+        /// The privileged role they are prepared for.
+        privileged: String,
+    },
+    /// One of the numbered migrations, with the note that it was done.
+    Migrate {
+        /// Which.
+        migration: &'static Migration,
+        /// The privileged role.
+        privileged: String,
+        /// Version of the server, which some parts depend on.
+        server_version: u32,
+        /// The kind of server, which some parts depend on.
+        profile: Profile,
+    },
+}
+
+/// What becomes of a role's password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Password {
+    /// It stays.
+    Keep,
+    /// It becomes this one, or none; and the role may log in.
+    Set(Option<Secret>),
 }
 
 /// Where and how a step can be executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place<'a> {
-    /// In any database, in one transaction with its neighbours.
+    /// In the supervisor's database, in one transaction with its neighbours.
     Shared,
-    /// In any other database, outside of a transaction.
+    /// In any other database than the one it is about, outside of a transaction.
     Alone,
     /// In a transaction in this database.
     Inside(&'a str),
 }
 
-/// Whether SQL is meant for the server or for eyes.
-#[derive(Clone, Copy)]
-enum Secrets {
-    Revealed,
-    Masked,
+/// What a step is to a reader of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Something is there that was not.
+    Add,
+    /// Something is another way than it was.
+    Alter,
+    /// Something is gone.
+    Remove,
 }
-
-/// Part of a step has no form in SQL.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("cannot {step}: {part} {source}")]
-pub struct RenderError {
-    /// The step in words.
-    pub step: String,
-    /// Which part: the name or the option.
-    pub part: String,
-    /// What is wrong with it.
-    pub source: QuoteError,
-}
-
-type Sql = Result<Vec<String>, (String, QuoteError)>;
-
-/// `DROP OWNED` revokes only what the owner of an object has granted; what others passed on keeps the role
-/// from being dropped. Only the grantor can revoke (`GRANTED BY` names nobody else before and in 17), so
-/// the block becomes each grantor in turn. The role's name arrives in a setting of the transaction.
-const REVOKE: &str = include_str!("sql/revoke_from_role.sql");
 
 impl Step {
-    /// The statements, secrets included.
-    ///
-    /// # Errors
-    /// [`RenderError`] for names and options that are not legal.
-    pub fn sql(&self) -> Result<Vec<String>, RenderError> {
-        self.render(Secrets::Revealed)
+    /// Its name in documents.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::CreatePrivilegedRole { .. } => "create_privileged_role",
+            Self::RenameRole { .. } => "rename_role",
+            Self::CreateRole { .. } => "create_role",
+            Self::AlterRole { .. } => "alter_role",
+            Self::GrantRole { .. } => "grant_role",
+            Self::DropSubscriptions { .. } => "drop_subscriptions",
+            Self::DropDatabase { .. } => "drop_database",
+            Self::RenameDatabase { .. } => "rename_database",
+            Self::CreateDatabase { .. } => "create_database",
+            Self::AlterDatabase { .. } => "alter_database",
+            Self::AlterDatabaseOwner { .. } => "alter_database_owner",
+            Self::GrantDatabase { .. } => "grant_database",
+            Self::PrepareDatabase { .. } => "prepare_database",
+            Self::ReleaseOwned { .. } => "release_owned",
+            Self::DropRole { .. } => "drop_role",
+            Self::CreateSchema { .. } => "create_schema",
+            Self::CreateExtension { .. } => "create_extension",
+            Self::MoveExtension { .. } => "move_extension",
+            Self::UpdateExtension { .. } => "update_extension",
+            Self::CreateHealthCheck => "create_health_check",
+            Self::CreateBookkeeping => "create_bookkeeping",
+            Self::RecordSubscriptionsDropped { .. } => "record_subscriptions_dropped",
+            Self::SilenceAudit { .. } => "silence_audit",
+            Self::MarkPrepared { .. } => "mark_prepared",
+            Self::Migrate { .. } => "migrate",
+        }
     }
 
-    /// The statements with every password verifier replaced, for people to read.
-    ///
-    /// # Errors
-    /// [`RenderError`] for names and options that are not legal.
-    pub fn masked_sql(&self) -> Result<Vec<String>, RenderError> {
-        self.render(Secrets::Masked)
+    /// Name of the role, database, schema, extension or table it is about, as it is before the step.
+    pub fn object(&self) -> String {
+        match self {
+            Self::CreatePrivilegedRole { name }
+            | Self::CreateRole { name, .. }
+            | Self::AlterRole { name, .. }
+            | Self::DropDatabase { name, .. }
+            | Self::CreateDatabase { name, .. }
+            | Self::AlterDatabase { name, .. }
+            | Self::AlterDatabaseOwner { name, .. }
+            | Self::GrantDatabase { name, .. }
+            | Self::DropRole { name } => name.clone(),
+            Self::RenameRole { from, .. } | Self::RenameDatabase { from, .. } => from.clone(),
+            Self::GrantRole { member, .. } => member.clone(),
+            Self::DropSubscriptions { database, .. }
+            | Self::PrepareDatabase { database, .. }
+            | Self::SilenceAudit { database } => database.clone(),
+            Self::ReleaseOwned { role, .. } => role.clone(),
+            Self::CreateSchema { name }
+            | Self::CreateExtension { name, .. }
+            | Self::MoveExtension { name, .. }
+            | Self::UpdateExtension { name, .. } => (*name).to_owned(),
+            Self::CreateHealthCheck => "health_check".to_owned(),
+            Self::CreateBookkeeping | Self::MarkPrepared { .. } => "neon_migration".to_owned(),
+            Self::RecordSubscriptionsDropped { timeline } => timeline.clone(),
+            Self::Migrate { migration, .. } => migration.id.to_string(),
+        }
     }
 
-    pub(super) fn place(&self) -> Place<'_> {
+    /// What it is to a reader of the plan.
+    pub fn change(&self) -> Change {
         match self {
             Self::CreatePrivilegedRole { .. }
-            | Self::RenameRole { .. }
             | Self::CreateRole { .. }
+            | Self::CreateDatabase { .. }
+            | Self::CreateSchema { .. }
+            | Self::CreateExtension { .. }
+            | Self::CreateHealthCheck
+            | Self::CreateBookkeeping => Change::Add,
+            Self::RenameRole { .. }
             | Self::AlterRole { .. }
+            | Self::GrantRole { .. }
             | Self::RenameDatabase { .. }
+            | Self::AlterDatabase { .. }
             | Self::AlterDatabaseOwner { .. }
             | Self::GrantDatabase { .. }
-            | Self::DropRole { .. } => Place::Shared,
-            Self::DropDatabase { .. } | Self::CreateDatabase { .. } => Place::Alone,
-            Self::DropSubscriptions { database, .. } | Self::ReleaseOwned { database, .. } => {
-                Place::Inside(database)
+            | Self::PrepareDatabase { .. }
+            | Self::ReleaseOwned { .. }
+            | Self::MoveExtension { .. }
+            | Self::UpdateExtension { .. }
+            | Self::RecordSubscriptionsDropped { .. }
+            | Self::SilenceAudit { .. }
+            | Self::MarkPrepared { .. }
+            | Self::Migrate { .. } => Change::Alter,
+            Self::DropSubscriptions { .. } | Self::DropDatabase { .. } | Self::DropRole { .. } => {
+                Change::Remove
             }
         }
     }
 
-    fn render(&self, secrets: Secrets) -> Result<Vec<String>, RenderError> {
-        self.statements(secrets).map_err(|(part, source)| RenderError {
-            step: self.to_string(),
-            part,
-            source,
-        })
+    /// Whether something is lost that nobody could bring back: data, or who was allowed what.
+    pub fn is_destructive(&self) -> bool {
+        match self {
+            Self::DropSubscriptions { .. }
+            | Self::DropDatabase { .. }
+            | Self::DropRole { .. }
+            | Self::ReleaseOwned { .. } => true,
+            Self::AlterRole { password, .. } => matches!(password, Password::Set(None)),
+            _ => false,
+        }
     }
 
-    fn statements(&self, secrets: Secrets) -> Sql {
-        Ok(match self {
-            Self::CreatePrivilegedRole { name } => vec![format!(
-                "CREATE ROLE {} CREATEDB CREATEROLE NOLOGIN REPLICATION BYPASSRLS \
-                 IN ROLE pg_read_all_data, pg_write_all_data",
-                ident(name)?
-            )],
-            Self::RenameRole { from, to } => {
-                vec![format!("ALTER ROLE {} RENAME TO {}", ident(from)?, ident(to)?)]
-            }
-            Self::CreateRole { name, member_of, options, verifier } => {
-                let attributes = match member_of {
-                    Some(group) => format!(
-                        " INHERIT CREATEROLE CREATEDB BYPASSRLS REPLICATION IN ROLE {}",
-                        ident(group)?
-                    ),
-                    None => String::new(),
-                };
-                vec![format!(
-                    "CREATE ROLE {}{attributes}{} {}",
-                    ident(name)?,
-                    option_list(options)?,
-                    login(verifier.as_ref(), secrets)?
-                )]
-            }
-            Self::AlterRole { name, options, verifier } => vec![format!(
-                "ALTER ROLE {}{} {}",
-                ident(name)?,
-                option_list(options)?,
-                login(verifier.as_ref(), secrets)?
-            )],
-            Self::DropSubscriptions { names, .. } => {
-                let mut statements = Vec::new();
-                for name in names {
-                    let name = ident(name)?;
-                    statements.push(format!("ALTER SUBSCRIPTION {name} DISABLE"));
-                    statements.push(format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)"));
-                    statements.push(format!("DROP SUBSCRIPTION {name}"));
-                }
-                statements
-            }
-            Self::DropDatabase { name, is_template } => drop_database(name, *is_template)?,
-            Self::RenameDatabase { from, to } => {
-                vec![format!("ALTER DATABASE {} RENAME TO {}", ident(from)?, ident(to)?)]
-            }
-            Self::CreateDatabase { name, owner, options } => vec![format!(
-                "CREATE DATABASE {}{} OWNER {}",
-                ident(name)?,
-                option_list(options)?,
-                ident(owner)?
-            )],
-            Self::AlterDatabaseOwner { name, owner } => {
-                vec![format!("ALTER DATABASE {} OWNER TO {}", ident(name)?, ident(owner)?)]
-            }
-            Self::GrantDatabase { name, role } => {
-                vec![format!("GRANT ALL PRIVILEGES ON DATABASE {} TO {}", ident(name)?, ident(role)?)]
-            }
-            Self::ReleaseOwned { role, heir, .. } => vec![
-                format!("REASSIGN OWNED BY {} TO {}", ident(role)?, ident(heir)?),
-                format!("SELECT pg_catalog.set_config('compute_ctl.dropped_role', {}, true)", text(role)?),
-                REVOKE.to_owned(),
-                format!("DROP OWNED BY {}", ident(role)?),
-            ],
-            Self::DropRole { name } => vec![format!("DROP ROLE IF EXISTS {}", ident(name)?)],
-        })
+    /// The database inside of which it is executed, when that is not the supervisor's own.
+    pub fn database(&self) -> Option<&str> {
+        match self.place() {
+            Place::Inside(database) => Some(database),
+            Place::Shared | Place::Alone => None,
+        }
+    }
+
+    pub(super) fn place(&self) -> Place<'_> {
+        match self {
+            Self::DropDatabase { .. } | Self::CreateDatabase { .. } => Place::Alone,
+            Self::DropSubscriptions { database, .. }
+            | Self::ReleaseOwned { database, .. }
+            | Self::PrepareDatabase { database, .. } => Place::Inside(database),
+            _ => Place::Shared,
+        }
     }
 }
 
@@ -258,14 +356,27 @@ impl fmt::Display for Step {
         match self {
             Self::CreatePrivilegedRole { name } => write!(f, "create privileged role {name:?}"),
             Self::RenameRole { from, to } => write!(f, "rename role {from:?} to {to:?}"),
-            Self::CreateRole { name, member_of: Some(group), .. } => {
-                write!(f, "create role {name:?} in {group:?}")
+            Self::CreateRole { name, attributes, .. } if attributes.member_of.is_empty() => {
+                write!(f, "create plain role {name:?}")
             }
-            Self::CreateRole { name, member_of: None, .. } => write!(f, "create plain role {name:?}"),
-            Self::AlterRole { name, verifier: Some(_), .. } => {
-                write!(f, "set password and options of role {name:?}")
+            Self::CreateRole { name, attributes, .. } => {
+                write!(f, "create role {name:?} in ")?;
+                for (at, group) in attributes.member_of.iter().enumerate() {
+                    write!(f, "{}{group:?}", if at == 0 { "" } else { ", " })?;
+                }
+                Ok(())
             }
-            Self::AlterRole { name, verifier: None, .. } => write!(f, "remove password of role {name:?}"),
+            Self::AlterRole { name, attributes, password } => {
+                let what = match (password, attributes.is_empty()) {
+                    (Password::Set(Some(_)), true) => "set password",
+                    (Password::Set(Some(_)), false) => "set password and options",
+                    (Password::Set(None), true) => "remove password",
+                    (Password::Set(None), false) => "remove password, and set options,",
+                    (Password::Keep, _) => "set options",
+                };
+                write!(f, "{what} of role {name:?}")
+            }
+            Self::GrantRole { role, member } => write!(f, "make role {member:?} a member of {role:?}"),
             Self::DropSubscriptions { database, names } => {
                 write!(f, "drop {} subscription(s) in database {database:?}", names.len())
             }
@@ -274,53 +385,40 @@ impl fmt::Display for Step {
             Self::CreateDatabase { name, owner, .. } => {
                 write!(f, "create database {name:?} owned by {owner:?}")
             }
+            Self::AlterDatabase { name, .. } => write!(f, "set options of database {name:?}"),
             Self::AlterDatabaseOwner { name, owner } => write!(f, "give database {name:?} to role {owner:?}"),
             Self::GrantDatabase { name, role } => {
                 write!(f, "grant all privileges on database {name:?} to role {role:?}")
+            }
+            Self::PrepareDatabase { database, .. } => {
+                write!(f, "prepare schema public and default privileges of database {database:?}")
             }
             Self::ReleaseOwned { role, database, heir } => {
                 write!(f, "hand over what role {role:?} has in database {database:?} to role {heir:?}")
             }
             Self::DropRole { name } => write!(f, "drop role {name:?}"),
+            Self::CreateSchema { name } => write!(f, "create schema {name:?}"),
+            Self::CreateExtension { name, schema } => {
+                write!(f, "create extension {name:?} in schema {schema:?}")
+            }
+            Self::MoveExtension { name, schema } => write!(f, "move extension {name:?} to schema {schema:?}"),
+            Self::UpdateExtension { name, from, to } => {
+                write!(f, "update extension {name:?} from {from} to {to}")
+            }
+            Self::CreateHealthCheck => f.write_str("create table public.health_check"),
+            Self::CreateBookkeeping => {
+                f.write_str("create the supervisor's bookkeeping in schema neon_migration")
+            }
+            Self::RecordSubscriptionsDropped { timeline } => {
+                write!(f, "note that subscriptions were dropped on timeline {timeline}")
+            }
+            Self::SilenceAudit { database } => {
+                write!(f, "switch the supervisor's own audit off in database {database:?}")
+            }
+            Self::MarkPrepared { databases, .. } => {
+                write!(f, "note {} prepared database(s)", databases.len())
+            }
+            Self::Migrate { migration, .. } => write!(f, "migration {}: {}", migration.id, migration.what),
         }
     }
-}
-
-/// A dropped database may be held by a template mark and by active logical replication slots; sessions are
-/// ended by `FORCE`. The slots' senders are given [`limits::SLOT_RELEASE`] to end.
-fn drop_database(name: &str, is_template: bool) -> Sql {
-    let mut statements = vec![format!(
-        "SELECT pg_catalog.pg_terminate_backend(active_pid, {}) FROM pg_catalog.pg_replication_slots \
-         WHERE database = {} AND active",
-        limits::SLOT_RELEASE.as_millis(),
-        text(name)?
-    )];
-    if is_template {
-        statements.push(format!("ALTER DATABASE {} IS_TEMPLATE false", ident(name)?));
-    }
-    statements.push(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name)?));
-    Ok(statements)
-}
-
-fn login(verifier: Option<&Secret>, secrets: Secrets) -> Result<String, (String, QuoteError)> {
-    Ok(match (verifier, secrets) {
-        (None, _) => "LOGIN PASSWORD NULL".to_owned(),
-        (Some(_), Secrets::Masked) => "LOGIN PASSWORD '<secret>'".to_owned(),
-        (Some(verifier), Secrets::Revealed) => {
-            let quoted = literal(verifier.reveal()).map_err(|error| ("the password".to_owned(), error))?;
-            format!("LOGIN PASSWORD {quoted}")
-        }
-    })
-}
-
-fn option_list(options: &[GenericOption]) -> Result<String, (String, QuoteError)> {
-    quote::options(options).map_err(|(name, error)| (format!("the option {name:?}"), error))
-}
-
-fn ident(name: &str) -> Result<String, (String, QuoteError)> {
-    identifier(name).map_err(|error| (format!("the name {name:?}"), error))
-}
-
-fn text(name: &str) -> Result<String, (String, QuoteError)> {
-    literal(name).map_err(|error| (format!("the name {name:?}"), error))
 }

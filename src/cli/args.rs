@@ -10,6 +10,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use compute_states::diagram::{Format, Slice};
 
 use super::RestartPolicy;
+use super::plan::Color;
 use crate::limits;
 use crate::secret::Secret;
 
@@ -24,6 +25,17 @@ Exit codes:
   70 internal fault              77 privileges cannot be dropped
                                  78 config or spec invalid
 PostgreSQL's own code is passed on when it ends by itself.";
+
+const PLAN_HELP: &str = "\
+Settings and the data directory are not compared. Nothing is changed: the server is asked in a session in which it
+refuses to change anything. Secrets are shown nowhere; in the script of --sql they are variables to be filled in.
+
+Exit codes:
+   0 nothing to change
+   1 no plan: nobody answers, or the spec is impossible there
+   2 there is something to change (or bad arguments, told on stderr)
+  66 file unreadable
+  78 config or spec invalid";
 
 /// Entrypoint and supervisor of a Postgres compute node.
 ///
@@ -50,6 +62,9 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what a spec would change of roles and databases, and change nothing.
+    #[command(after_help = PLAN_HELP)]
+    Plan(Box<PlanArgs>),
     /// Print the state machine, drawn from the code.
     Diagram {
         /// Which part.
@@ -187,6 +202,50 @@ pub(super) struct NodeArgs {
     /// Directory for what can be made again, such as initdb templates.
     #[arg(long, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PlanArgs {
+    /// The file: `{spec, compute_ctl_config}`, or a bare spec; `-` for standard input.
+    pub(super) file: PathBuf,
+
+    /// Compare with this server, asked as its superuser.
+    #[arg(short = 'C', long, value_name = "DATABASE_URL", value_parser = secret, conflicts_with = "url")]
+    pub(super) connstr: Option<Secret>,
+
+    /// Compare with this running compute.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:3080")]
+    pub(super) url: String,
+
+    /// Bearer token for the running compute. [env: COMPUTE_CTL_TOKEN]
+    #[arg(long, value_name = "TOKEN", value_parser = secret, conflicts_with = "connstr")]
+    pub(super) token: Option<Secret>,
+
+    /// Print the plan as JSON.
+    #[arg(long, conflicts_with = "sql")]
+    pub(super) json: bool,
+
+    /// Print a script for psql that does the same.
+    #[arg(long)]
+    pub(super) sql: bool,
+
+    /// When to use colours. [env: NO_COLOR]
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) color: Color,
+
+    /// With --connstr: role whose members may do what a superuser would.
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "neon_superuser",
+        requires = "connstr",
+        conflicts_with = "url"
+    )]
+    pub(super) privileged_role_name: String,
+
+    /// List every step, however many there are.
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 /// Any text. Judged later, by code which does not quote it.

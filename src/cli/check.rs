@@ -6,12 +6,14 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::ExitCode;
-use crate::spec::fault::{self, DocumentError, Fault, JsonPath, Position, Severity, Shape};
+use crate::spec::fault::{
+    self, Checked, ConfigError, DocumentError, Fault, JsonPath, Position, Severity, Shape,
+};
 use crate::spec::resolve::{self, ResolveError, ResolvedSpec};
 
 /// What a file comes to.
 #[derive(Debug, Default, Serialize)]
-struct Report {
+pub(super) struct Report {
     /// Whether the file can be used.
     ok: bool,
     /// Why it is no document at all, when it is none.
@@ -27,31 +29,28 @@ struct Report {
 /// or [`ExitCode::Unreadable`]; with [`ExitCode::Failure`] when `out` cannot be written.
 pub fn run(file: &Path, json: bool, out: &mut dyn Write) -> ExitCode {
     let (report, exit) = match fault::read(file) {
-        Err(error) => {
-            let cause =
-                std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            (Report { error: Some(format!("{error}{cause}")), ..Report::default() }, ExitCode::from(&error))
-        }
+        Err(error) => (Report::unreadable(&error), ExitCode::from(&error)),
         Ok(text) => {
-            let report = judge(file, &text);
+            let (report, _) = judge(file, &text);
             let exit = if report.ok { ExitCode::Ok } else { ExitCode::BadConfig };
             (report, exit)
         }
     };
-    match write(file, &report, json, out) {
+    match report.write(file, json, out) {
         Ok(()) => exit,
         Err(_) => ExitCode::Failure,
     }
 }
 
-fn judge(file: &Path, text: &str) -> Report {
+/// What a text comes to, and the document, if it is one.
+pub(super) fn judge(file: &Path, text: &str) -> (Report, Option<Checked>) {
     match fault::parse(text, Shape::ConfigOrSpec) {
         Err(error @ DocumentError::NotJson { .. }) => {
-            Report { error: Some(format!("{}: {error}", file.display())), ..Report::default() }
+            (Report { error: Some(format!("{}: {error}", file.display())), ..Report::default() }, None)
         }
-        Err(DocumentError::Faults(findings)) => Report { findings, ..Report::default() },
-        Ok(checked) => {
-            let mut findings = checked.notes;
+        Err(DocumentError::Faults(findings)) => (Report { findings, ..Report::default() }, None),
+        Ok(mut checked) => {
+            let mut findings = std::mem::take(&mut checked.notes);
             if let Some(spec) = &checked.config.spec {
                 findings.extend(facts(spec, &checked.spec_path).map(|mut finding| {
                     finding.position = fault::position(text, &finding.path);
@@ -59,7 +58,7 @@ fn judge(file: &Path, text: &str) -> Report {
                 }));
             }
             let ok = findings.iter().all(|finding| finding.severity == Severity::Note);
-            Report { ok, error: None, findings }
+            (Report { ok, error: None, findings }, Some(checked))
         }
     }
 }
@@ -104,27 +103,53 @@ fn mended(error: &ResolveError) -> &'static str {
     }
 }
 
-fn write(file: &Path, report: &Report, json: bool, out: &mut dyn Write) -> io::Result<()> {
-    if json {
-        serde_json::to_writer_pretty(&mut *out, report)?;
-        return writeln!(out);
+impl Report {
+    /// For a file that cannot be read.
+    pub(super) fn unreadable(error: &ConfigError) -> Self {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Self { error: Some(format!("{error}{cause}")), ..Self::default() }
     }
-    if let Some(error) = &report.error {
-        writeln!(out, "{error}")?;
+
+    /// Whether the file can be used.
+    pub(super) fn is_ok(&self) -> bool {
+        self.ok
     }
-    for Fault { path, position, severity, found, expected } in &report.findings {
-        write!(out, "{}", file.display())?;
-        if let Some(Position { line, column }) = position {
-            write!(out, ":{line}:{column}")?;
+
+    /// Adds what forbids the use of the file.
+    pub(super) fn refuse(&mut self, fault: Fault) {
+        self.ok = false;
+        self.findings.push(fault);
+    }
+
+    /// The whole report.
+    pub(super) fn write(&self, file: &Path, json: bool, out: &mut dyn Write) -> io::Result<()> {
+        if json {
+            serde_json::to_writer_pretty(&mut *out, self)?;
+            return writeln!(out);
         }
-        let severity = match severity {
-            Severity::Fault => "fault",
-            Severity::Note => "note",
-        };
-        writeln!(out, ": {severity}: {path}: {found}; expected {expected}")?;
+        self.write_findings(file, out)?;
+        if self.ok {
+            writeln!(out, "{}: ok", file.display())?;
+        }
+        out.flush()
     }
-    if report.ok {
-        writeln!(out, "{}: ok", file.display())?;
+
+    /// What there is to mend or to note, one line each.
+    pub(super) fn write_findings(&self, file: &Path, out: &mut dyn Write) -> io::Result<()> {
+        if let Some(error) = &self.error {
+            writeln!(out, "{error}")?;
+        }
+        for Fault { path, position, severity, found, expected } in &self.findings {
+            write!(out, "{}", file.display())?;
+            if let Some(Position { line, column }) = position {
+                write!(out, ":{line}:{column}")?;
+            }
+            let severity = match severity {
+                Severity::Fault => "fault",
+                Severity::Note => "note",
+            };
+            writeln!(out, ": {severity}: {path}: {found}; expected {expected}")?;
+        }
+        Ok(())
     }
-    out.flush()
 }

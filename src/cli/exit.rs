@@ -14,6 +14,9 @@ pub enum ExitCode {
     Failure,
     /// 2: bad arguments; nothing was touched.
     Usage,
+    /// 2: `plan` has found something to change. The number is the one that tools of this kind use, and that of bad
+    /// arguments too, which `plan` tells on stderr.
+    Changes,
     /// 65: a journal to replay is no journal, or does not lead to the states it names.
     BadJournal,
     /// 66: a config, spec or journal file cannot be read.
@@ -48,7 +51,7 @@ impl ExitCode {
         match self {
             Self::Ok => 0,
             Self::Failure => 1,
-            Self::Usage => 2,
+            Self::Usage | Self::Changes => 2,
             Self::BadJournal => 65,
             Self::Unreadable => 66,
             Self::NoPostgres => 69,

@@ -176,7 +176,7 @@ pub(super) struct UsageFault {
     pub(super) message: String,
 }
 
-fn invalid(message: impl Into<String>) -> UsageFault {
+pub(super) fn invalid(message: impl Into<String>) -> UsageFault {
     UsageFault { kind: ErrorKind::ValueValidation, message: message.into() }
 }
 
@@ -251,10 +251,7 @@ impl RunOptions {
             ports.push(("PostgreSQL", postgres_port));
         }
         distinct(&ports)?;
-        let role = &args.privileged_role_name;
-        if role.is_empty() || !role.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
-            return Err(invalid("--privileged-role-name must consist of lower-case letters a to z and `_`"));
-        }
+        privileged_role_name(&args.privileged_role_name)?;
         if args.user.is_empty() {
             return Err(invalid("--user must not be empty"));
         }
@@ -285,6 +282,14 @@ impl RunOptions {
     pub fn not_yet_served(&self) -> &[String] {
         &self.not_yet_served
     }
+}
+
+/// Whether this is a name the privileged role may have.
+pub(super) fn privileged_role_name(role: &str) -> Result<(), UsageFault> {
+    if role.is_empty() || !role.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+        return Err(invalid("--privileged-role-name must consist of lower-case letters a to z and `_`"));
+    }
+    Ok(())
 }
 
 /// Independent of the directory we stand in, which is left when privileges are dropped.

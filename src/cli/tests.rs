@@ -241,6 +241,16 @@ fn our_own_flags() {
 fn sub_commands() {
     let Ok(Invocation::Check { file, json: true }) = invocation("check --json a.json") else { panic!() };
     assert_eq!(file, Path::new("a.json"));
+    let Ok(Invocation::Plan(plan)) = invocation("plan a.json") else { panic!() };
+    assert_eq!((plan.form, plan.all), (plan::Form::People, false));
+    assert!(format!("{:?}", plan.target).contains("http://127.0.0.1:3080"), "{:?}", plan.target);
+    let line = "plan - -C postgresql://a:hunter2@h/b --sql --all --privileged-role-name some_role";
+    let Ok(Invocation::Plan(plan)) = invocation(line) else { panic!() };
+    assert_eq!((plan.form, plan.all), (plan::Form::Sql, true));
+    assert!(
+        matches!(&plan.target, plan::Target::Server { privileged_role, .. } if privileged_role == "some_role")
+    );
+    assert!(!format!("{plan:?}").contains("hunter2"));
     let diagram = |line: &str| match invocation(line) {
         Ok(Invocation::Diagram { slice, format }) => (slice, format),
         other => panic!("{other:?}"),
@@ -282,4 +292,8 @@ fn exit_codes_are_distinct_and_listed_in_the_help() {
         assert!(help.split_whitespace().any(|word| word == code.to_string()), "{code}");
     }
     assert_eq!(ExitCode::Postgres(3).code(), 3);
+    // The one number with two meanings: see the sub-command's help.
+    assert_eq!(ExitCode::Changes.code(), ExitCode::Usage.code());
+    let help = invocation("plan --help").unwrap_err().to_string();
+    assert!(help.contains("2 there is something to change (or bad arguments"), "{help}");
 }

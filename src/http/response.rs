@@ -1,8 +1,8 @@
-//! The one place that knows status codes and bodies.
+//! The one place that knows status codes and bodies; those of requests to Postgres are in [`postgres`].
 
 use std::fmt::Display;
 
-use compute_states::{Lsn, Refusal, Reply as Reaction, TerminationResult};
+use compute_states::{ComputeStatus, Lsn, Refusal, Reply as Reaction, TerminationResult};
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
 use jiff::tz::Offset;
@@ -16,6 +16,8 @@ use super::auth::Denied;
 use super::{Identity, SpecIntake};
 use crate::engine::{Rejected, Snapshot, queue::Answer};
 use crate::limits;
+
+pub(super) mod postgres;
 
 /// A request that cannot be served.
 #[derive(Debug)]
@@ -42,6 +44,17 @@ impl Problem {
     pub(super) fn bad_query(fault: &impl Display) -> Self {
         let text = format!("Failed to deserialize query string: {fault}");
         Problem { plain: true, ..Problem::new(StatusCode::BAD_REQUEST, text) }
+    }
+
+    /// 400: the same in the other family, in lower case except for letters beyond ASCII (http-api, section 2).
+    pub(super) fn bad_query_json(fault: &impl Display) -> Self {
+        let text = format!("Failed to deserialize query string: {fault}").to_ascii_lowercase();
+        Problem::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    /// 412: not in this status.
+    pub(super) fn wrong_status(status: ComputeStatus) -> Self {
+        Problem::new(StatusCode::PRECONDITION_FAILED, format!("invalid compute status: {status}"))
     }
 
     /// 415: the body does not say that it is JSON.
@@ -150,7 +163,7 @@ struct Status<'a> {
     start_time: String,
     tenant: Option<String>,
     timeline: Option<String>,
-    status: compute_states::ComputeStatus,
+    status: ComputeStatus,
     last_active: Option<String>,
     error: Option<&'a str>,
 }
@@ -180,9 +193,7 @@ pub(super) fn answered(
             internal(format!("failed to sync safekeepers: {}", error()))
         }
         Reaction::Refused { refusal, status } => Err(match refusal {
-            Refusal::InvalidStatus => {
-                Problem::new(StatusCode::PRECONDITION_FAILED, format!("invalid compute status: {status}"))
-            }
+            Refusal::InvalidStatus => Problem::wrong_status(status),
             Refusal::CannotRefresh => Problem::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("Cannot refresh compute configuration in state {status:?}"),
@@ -280,6 +291,7 @@ fn printer(time: Timestamp) -> DateTimePrinter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::store::StoredSpec;
 
     #[test]
     fn times_have_groups_of_three_digits_and_the_zone_of_their_field() {
@@ -313,11 +325,14 @@ mod tests {
             fn accept(&self, _: crate::spec::document::ComputeSpec) -> Result<crate::http::Accepted, String> {
                 Err("none".to_owned())
             }
+            fn judge(&self, _: crate::spec::document::ComputeSpec) -> Result<StoredSpec, String> {
+                Err("none".to_owned())
+            }
             fn identity(&self, _: compute_states::Revision) -> Identity {
                 Identity::default()
             }
         }
-        let machine = compute_states::ComputeStatus::Failed;
+        let machine = ComputeStatus::Failed;
         let snapshot = Snapshot {
             status: machine,
             fault: None,

@@ -9,24 +9,23 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use compute_states::TerminateMode;
-use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::de::value::MapDeserializer;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use warp::Filter;
 use warp::filters::BoxedFilter;
-use warp::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use warp::http::{HeaderMap, HeaderValue, Method};
 use warp::path::FullPath;
 use warp::reject::Rejection;
 use warp::reply::{Reply, Response};
-use warp::{Buf, Filter};
 
+use super::body::{Received, Room};
+use super::query::{self, query};
 use super::response::{self, Problem, WrongMethod};
 use super::{Context, SpecIntake};
 use crate::limits;
 use crate::spec::document::ConfigurationRequest;
+
+mod postgres;
 
 /// Carries the number by which a request is found in the logs.
 const REQUEST_ID: &str = "x-request-id";
@@ -40,8 +39,7 @@ const WORK: &str = "POST";
 /// What all handlers share.
 struct Shared {
     context: Context,
-    /// One permit per body that is held.
-    bodies: Arc<Semaphore>,
+    bodies: Room,
 }
 
 impl Shared {
@@ -50,31 +48,55 @@ impl Shared {
     }
 }
 
+/// Who may use a route.
+#[derive(Clone, Copy, Debug)]
+enum Access {
+    Token,
+    Anyone,
+}
+
+impl Access {
+    fn check(self, shared: &Shared, headers: &HeaderMap) -> Result<(), Problem> {
+        match self {
+            Access::Token => Ok(shared.context.auth.check(headers)?),
+            Access::Anyone => Ok(()),
+        }
+    }
+}
+
 /// The routes of the external server, which the control plane uses.
 pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     let shared = share(context);
-    let status = route("/status", READ, &shared).and(warp::header::headers_cloned()).map(status);
-    let metrics = route("/metrics", READ, &shared).map(metrics);
-    let configure = route("/configure", WORK, &shared)
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(configure);
-    let terminate =
-        route("/terminate", WORK, &shared).and(warp::header::headers_cloned()).and(query()).then(terminate);
-    finish(status.or(metrics).unify().or(configure).unify().or(terminate).unify().boxed())
+    finish([
+        guarded("/status", READ, &shared).map(|guarded: Guarded| status(guarded?)).boxed(),
+        route("/metrics", READ, &shared).map(metrics).boxed(),
+        json("/configure", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, configure),
+        json("/plan", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, postgres::plan),
+        guarded("/terminate", WORK, &shared).and(query()).then(terminate).boxed(),
+        guarded("/dbs_and_roles", READ, &shared).then(postgres::list).boxed(),
+        guarded("/database_schema", READ, &shared).and(query()).then(postgres::dump_schema).boxed(),
+        guarded("/check_writability", WORK, &shared).then(postgres::check_writability).boxed(),
+        guarded("/insights", READ, &shared).then(postgres::insights).boxed(),
+    ])
 }
 
 /// The routes of the internal server, which Postgres uses.
 pub fn internal(context: Context) -> BoxedFilter<(Response,)> {
     let shared = share(context);
-    finish(route("/refresh_configuration", WORK, &shared).then(refresh).boxed())
+    finish([
+        route("/refresh_configuration", WORK, &shared).then(refresh).boxed(),
+        json("/grants", Access::Anyone, limits::HTTP_BODY_BYTES, &shared, postgres::grant),
+        json("/extensions", Access::Anyone, limits::HTTP_BODY_BYTES, &shared, postgres::install_extension),
+    ])
 }
 
 /// What a handler comes to.
 type Handled = Result<Response, Problem>;
 
-fn status(shared: Arc<Shared>, headers: HeaderMap) -> Handled {
-    shared.context.auth.check(&headers)?;
+/// What all handlers share, for those who may have it.
+type Guarded = Result<Arc<Shared>, Problem>;
+
+fn status(shared: Arc<Shared>) -> Handled {
     Ok(response::status(&shared.context.engine.snapshot(), shared.specs()))
 }
 
@@ -82,26 +104,13 @@ fn metrics(shared: Arc<Shared>) -> Handled {
     response::metrics(shared.context.metrics.render(shared.context.engine.queue_depth()))
 }
 
-async fn configure<B: Buf + Send>(
-    shared: Arc<Shared>,
-    headers: HeaderMap,
-    body: impl Stream<Item = Result<B, warp::Error>> + Send,
-) -> Handled {
-    shared.context.auth.check(&headers)?;
-    if !is_json(&headers) {
-        return Err(Problem::not_json());
-    }
-    let room = shared.bodies.clone().try_acquire_owned().map_err(|_| Problem::busy())?;
-    let body = timeout(limits::HTTP_BODY_READ, collect(&headers, body))
-        .await
-        .unwrap_or_else(|_| Err(Problem::body_too_slow()))?;
+async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>) -> Handled {
     detached(async move {
         let specs = shared.context.specs.clone();
-        // Tens of megabytes take a second to parse, which is too long for a thread that serves others.
+        // The checks of a large spec take as long as reading it.
         let accepted = tokio::task::spawn_blocking(move || {
-            let _room = room;
-            let request: ConfigurationRequest = parse(&body)?;
-            specs.accept(request.spec).map_err(Problem::bad_spec)
+            let Received { value, room: _room } = request;
+            specs.accept(value.spec).map_err(Problem::bad_spec)
         });
         let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
         let answer = shared.context.engine.configure(accepted.outline).await;
@@ -111,8 +120,8 @@ async fn configure<B: Buf + Send>(
     .await
 }
 
-async fn terminate(shared: Arc<Shared>, headers: HeaderMap, query: Option<String>) -> Handled {
-    shared.context.auth.check(&headers)?;
+async fn terminate(shared: Guarded, query: Option<String>) -> Handled {
+    let shared = shared?;
     let mode = query.as_deref().map_or(Ok(TerminateMode::Fast), termination_mode)?;
     detached(async move { response::answered(shared.context.engine.terminate(mode).await, shared.specs()) })
         .await
@@ -129,63 +138,18 @@ async fn detached(work: impl Future<Output = Handled> + Send + 'static) -> Handl
     tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::bug()))
 }
 
-/// `application/json`, or anything that is JSON by its suffix; parameters do not matter.
-fn is_json(headers: &HeaderMap) -> bool {
-    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    media_type.and_then(|text| text.parse::<mime::Mime>().ok()).is_some_and(|media_type| {
-        media_type.type_() == mime::APPLICATION
-            && (media_type.subtype() == mime::JSON || media_type.suffix() == Some(mime::JSON))
-    })
-}
-
-/// The whole body, unless it is too long; one that says so itself is not read at all.
-async fn collect<B: Buf>(
-    headers: &HeaderMap,
-    body: impl Stream<Item = Result<B, warp::Error>>,
-) -> Result<Vec<u8>, Problem> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: usize| length > limits::HTTP_CONFIGURE_BYTES) {
-        return Err(Problem::body_too_long());
-    }
-    let mut body = std::pin::pin!(body);
-    let mut bytes = Vec::new();
-    while let Some(piece) = body.next().await {
-        let mut piece = piece.map_err(|error| Problem::body_broken(&error))?;
-        if bytes.len() + piece.remaining() > limits::HTTP_CONFIGURE_BYTES {
-            return Err(Problem::body_too_long());
-        }
-        while piece.has_remaining() {
-            let chunk = piece.chunk();
-            bytes.extend_from_slice(chunk);
-            let taken = chunk.len();
-            piece.advance(taken);
-        }
-    }
-    Ok(bytes)
-}
-
-/// The first JSON value of a body. What follows it is ignored, as in the original.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| Problem::bad_body(&error))
-}
-
 fn termination_mode(query: &str) -> Result<TerminateMode, Problem> {
     #[derive(Deserialize)]
     struct Query {
         mode: TerminateMode,
     }
-    let pairs = form_urlencoded::parse(query.as_bytes());
-    let query = MapDeserializer::<_, serde::de::value::Error>::new(pairs);
-    serde_path_to_error::deserialize(query)
-        .map(|Query { mode }| mode)
-        .map_err(|error| Problem::bad_query(&error))
+    query::parse(query).map(|Query { mode }| mode).map_err(|error| Problem::bad_query(&error))
 }
 
 // ---- filters ------------------------------------------------------------------------------------------
 
 fn share(context: Context) -> Arc<Shared> {
-    Arc::new(Shared { context, bodies: Arc::new(Semaphore::new(limits::HTTP_BODIES)) })
+    Arc::new(Shared { context, bodies: Room::new() })
 }
 
 /// Exactly this path, and one of these methods. warp's own path filters take a trailing slash for nothing.
@@ -210,14 +174,55 @@ fn route(
         .map(move || shared.clone())
 }
 
-/// The query, if there is a question mark, even with nothing behind it.
-fn query() -> impl Filter<Extract = (Option<String>,), Error = Infallible> + Clone {
-    warp::query::raw().map(Some).or_else(|_| ready(Ok((None,))))
+/// The same for clients with a token only.
+fn guarded(
+    path: &'static str,
+    allow: &'static str,
+    shared: &Arc<Shared>,
+) -> impl Filter<Extract = (Guarded,), Error = Rejection> + Clone + use<> {
+    route(path, allow, shared).and(warp::header::headers_cloned()).map(
+        |shared: Arc<Shared>, headers: HeaderMap| {
+            Access::Token.check(&shared, &headers)?;
+            Ok(shared)
+        },
+    )
+}
+
+/// A POST with a JSON body of at most `limit` bytes, which is read once it is known that the client may send it.
+/// The work is dropped when the client goes away; what must go on then is [`detached`].
+fn json<T, W, F>(
+    path: &'static str,
+    access: Access,
+    limit: usize,
+    shared: &Arc<Shared>,
+    work: W,
+) -> BoxedFilter<(Handled,)>
+where
+    T: DeserializeOwned + Send + 'static,
+    W: Fn(Arc<Shared>, Received<T>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Handled> + Send + 'static,
+{
+    route(path, WORK, shared)
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(move |shared: Arc<Shared>, headers: HeaderMap, body| {
+            let work = work.clone();
+            async move {
+                access.check(&shared, &headers)?;
+                let received = shared.bodies.receive(&headers, body, limit).await?;
+                work(shared, received).await
+            }
+        })
+        .boxed()
 }
 
 /// Around all routes: the request id, the answers of requests no route took, and the log.
-fn finish(routes: BoxedFilter<(Handled,)>) -> BoxedFilter<(Response,)> {
+fn finish<const N: usize>(routes: [BoxedFilter<(Handled,)>; N]) -> BoxedFilter<(Response,)> {
+    let first_that_fits = |one: BoxedFilter<_>, other: BoxedFilter<_>| one.or(other).unify().boxed();
     let routes = routes
+        .into_iter()
+        .reduce(first_that_fits)
+        .expect("there are routes")
         .map(Handled::into_response)
         .recover(|rejection: Rejection| ready(Ok::<_, Infallible>(response::not_routed(&rejection))))
         .unify();

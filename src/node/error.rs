@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 
+use crate::catalog::ConnectError;
 use crate::cli::ExitCode;
 use crate::control_plane::FetchError;
 use crate::engine::WorkError;
@@ -18,6 +19,8 @@ pub(super) enum StartError {
     Spec(String),
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    #[error("--connstr cannot be used: {0}")]
+    Connstr(#[from] ConnectError),
     #[error(transparent)]
     Install(#[from] InstallError),
     #[error(transparent)]
@@ -41,6 +44,7 @@ pub(super) enum StartError {
 impl StartError {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
+            StartError::Connstr(_) => ExitCode::Usage,
             StartError::Spec(_) | StartError::Unservable(_) => ExitCode::BadConfig,
             StartError::Fetch(FetchError::File(error)) => ExitCode::from(error),
             StartError::Fetch(_) => ExitCode::ControlPlane,
@@ -55,7 +59,7 @@ impl StartError {
 }
 
 /// An error and its causes in one line. Some errors have the text of their cause in their own.
-pub(super) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

@@ -20,6 +20,15 @@ impl Intake {
 
     /// Judges and stores a spec. It stays as long as what is returned.
     pub(super) fn take(&self, document: ComputeSpec) -> Result<(SpecOutline, Arc<StoredSpec>), String> {
+        let stored = self.judge(document)?;
+        let final_sync = stored.resolved.final_sync();
+        let (revision, held) = self.0.insert(stored);
+        Ok((SpecOutline { revision: Revision(revision), final_sync }, held))
+    }
+}
+
+impl SpecIntake for Intake {
+    fn judge(&self, document: ComputeSpec) -> Result<StoredSpec, String> {
         // In this order, so that what the original refuses is refused in its words.
         let stored = StoredSpec::new(document).map_err(|error| error.to_string())?;
         let root = JsonPath::root().key("spec");
@@ -32,13 +41,9 @@ impl Intake {
         if !faults.is_empty() {
             return Err(faults.join("\n"));
         }
-        let final_sync = stored.resolved.final_sync();
-        let (revision, held) = self.0.insert(stored);
-        Ok((SpecOutline { revision: Revision(revision), final_sync }, held))
+        Ok(stored)
     }
-}
 
-impl SpecIntake for Intake {
     fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String> {
         let (outline, held) = self.take(spec)?;
         Ok(Accepted { outline, held: Some(held) })

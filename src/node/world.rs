@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Revision, StopMode};
 use tokio_util::sync::CancellationToken;
 
+use super::afterwards::{Afterwards, Task};
 use super::error::StartError;
 use super::intake::Intake;
 use super::warm_up;
@@ -15,6 +16,7 @@ use crate::control_plane::{self, Source};
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::conf::{self, Conf};
+use crate::postgres::settings::{Change, Reload, Settings, SettingsError, SizeLimitLifted};
 use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, SweepOutcome, hba, process};
 use crate::secret::Secret;
 use crate::spec::resolve::{Mode, StorageKind};
@@ -40,6 +42,9 @@ pub(super) struct Parts {
     pub overwrite_foreign: bool,
     pub privileged_role: String,
     pub internal_http_port: u16,
+    /// Catalog work that serving does not wait for.
+    pub afterwards: Afterwards,
+    pub settings: Settings,
     /// What the store has to keep.
     pub documents: Mutex<BTreeMap<Needed, Arc<StoredSpec>>>,
 }
@@ -112,11 +117,12 @@ impl World for RealWorld {
                 Work::ResolveSpec { spec } => parts.check(spec),
                 Work::PrepareStorage { spec, restart } => parts.prepare(spec, restart, &token).await,
                 Work::ApplySpec { spec, first, .. } => {
-                    let reload = || {
+                    let reload: Reload = Arc::new(move || {
                         let process = lock(&postmaster).process.clone();
                         process.is_some_and(|process| process.reload())
-                    };
-                    parts.apply(spec, first, reload, &token).await
+                    });
+                    // Boxed, because it is large, and is moved through many hands: that has overflowed a stack.
+                    Box::pin(parts.apply(spec, first, &reload, &token)).await
                 }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
@@ -190,6 +196,7 @@ impl World for RealWorld {
         if slot.epoch != Some(postmaster) {
             return;
         }
+        self.parts.afterwards.end();
         match &slot.process {
             Some(process) => {
                 process.signal(stop_mode(mode));
@@ -238,7 +245,7 @@ impl Parts {
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
         let conf = Conf {
             spec: &stored.document,
-            profile: profile(stored),
+            profile: Profile::of(&stored.resolved),
             privileged_role: &self.privileged_role,
             internal_http_port: self.internal_http_port,
             tls: false,
@@ -291,19 +298,17 @@ impl Parts {
         let storage = storage::open(&stored).map_err(permanent)?;
         let prepared = storage.prepare(&self.context(restart, token)).await.map_err(storage_error)?;
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
-        self.write_files(text, true).await?;
+        self.write_files(text).await?;
         Ok(Done::Done)
     }
 
-    async fn write_files(&self, conf_text: String, first: bool) -> Result<(), WorkError> {
+    async fn write_files(&self, conf_text: String) -> Result<(), WorkError> {
         let pgdata = self.pgdata.path().to_owned();
         blocking(move || {
             conf::write(&pgdata, &conf_text)?;
-            if first {
-                hba::allow_password_logins(&pgdata)?;
-                // Included by the settings; the server would log that it is missing.
-                conf::clear_override(&pgdata)?;
-            }
+            hba::allow_password_logins(&pgdata)?;
+            // Included by the settings; the server would log that it is missing.
+            conf::clear_override(&pgdata)?;
             Ok::<(), conf::WriteError>(())
         })
         .await
@@ -332,34 +337,71 @@ impl Parts {
         &self,
         spec: Revision,
         first: bool,
-        reload: impl Fn() -> bool,
+        reload: &Reload,
         token: &CancellationToken,
     ) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
-        if !first {
+        let server =
+            ConnectionSettings::new(&self.connstr, Profile::of(&stored.resolved)).map_err(permanent)?;
+        let pgdata = self.pgdata.path();
+        if first {
+            self.settings.started();
+        } else {
             servable(&stored)?;
             let text = self.render(&stored)?;
-            self.write_files(text, false).await?;
-            reload();
+            let change = Change { pgdata, text: &text, server: &server, reload };
+            Box::pin(self.settings.change(change, token)).await.map_err(settings_error)?;
         }
+        if stored.resolved.mode == Mode::Primary {
+            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
+        }
+        self.hold(Needed::Applied, stored);
+        Ok(Done::Done)
+    }
+
+    async fn apply_catalog(
+        &self,
+        stored: &StoredSpec,
+        server: ConnectionSettings,
+        first: bool,
+        reload: &Reload,
+        token: &CancellationToken,
+    ) -> Result<(), WorkError> {
+        self.afterwards.stop().await;
         let document = &stored.document;
-        if stored.resolved.mode == Mode::Primary && !document.skip_pg_catalog_updates {
-            let settings = ConnectionSettings::new(&self.connstr, profile(&stored)).map_err(permanent)?;
-            let connect = token.run_until_cancelled(catalog::connect(&settings)).await;
-            let connection = connect.ok_or_else(WorkError::cancelled)?.map_err(transient)?;
+        let task = if document.skip_pg_catalog_updates {
+            if Profile::of(&stored.resolved) != Profile::Neon {
+                return Ok(());
+            }
+            Task::UpdateNeon
+        } else {
+            // Before the session, which is to have what it says.
+            let lifted = match Profile::of(&stored.resolved) {
+                Profile::Neon => {
+                    Some(SizeLimitLifted::lift(self.pgdata.path(), reload).await.map_err(permanent)?)
+                }
+                Profile::Standard => None,
+            };
+            let connected = catalog::connect_patiently(&server, token).await.map_err(transient)?;
+            let connection = connected.ok_or_else(WorkError::cancelled)?;
             let options = catalog::Options {
                 privileged_role: self.privileged_role.clone(),
-                concurrency: concurrency(&stored, first),
+                profile: Profile::of(&stored.resolved),
+                concurrency: concurrency(stored, first),
             };
             let applied = catalog::apply(&connection, document, &options, token).await;
             let applied = applied.map_err(|error| match error {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
                 other => permanent(other),
             })?;
+            if let Some(lifted) = lifted {
+                lifted.end(document.drop_subscriptions_before_start).await.map_err(permanent)?;
+            }
             tracing::info!(statements = applied.statements, "catalog applied");
-        }
-        self.hold(Needed::Applied, stored);
-        Ok(Done::Done)
+            Task::Migrations(applied.migrations)
+        };
+        self.afterwards.begin(task, server, self.metrics.clone());
+        Ok(())
     }
 
     async fn fetch(&self, applied: Option<Revision>, token: &CancellationToken) -> Result<Done, WorkError> {
@@ -409,13 +451,6 @@ fn concurrency(stored: &StoredSpec, first: bool) -> usize {
     }
 }
 
-fn profile(stored: &StoredSpec) -> Profile {
-    match stored.resolved.storage {
-        StorageKind::Neon => Profile::Neon,
-        _ => Profile::Standard,
-    }
-}
-
 fn stop_mode(mode: StopMode) -> crate::postgres::StopMode {
     match mode {
         StopMode::Fast => crate::postgres::StopMode::Fast,
@@ -444,6 +479,14 @@ fn storage_error(error: StorageError) -> WorkError {
 
 fn transient(error: impl std::error::Error + 'static) -> WorkError {
     WorkError::new(FailureClass::Transient, &error)
+}
+
+fn settings_error(error: SettingsError) -> WorkError {
+    match error {
+        SettingsError::Cancelled => WorkError::cancelled(),
+        error if error.is_permanent() => permanent(error),
+        error => transient(error),
+    }
 }
 
 async fn blocking<E: std::error::Error + Send + 'static>(

@@ -9,8 +9,8 @@ mod parse;
 mod render;
 
 pub use file::{
-    OVERRIDE_FILE, WriteError, append_line, clear_override, enable_subscribers, lift_size_limit, write,
-    write_atomic,
+    OVERRIDE_FILE, WriteError, append_line, clear_override, enable_subscribers, holds, lift_size_limit, read,
+    restore, write, write_atomic,
 };
 pub use parse::{Entry, Fault, SyntaxError, parse};
 pub(crate) use parse::{is_name, is_value_token};
@@ -70,15 +70,19 @@ pub fn effective_port(text: &str) -> Result<u16, SyntaxError> {
     Ok(listening(text)?.port)
 }
 
-/// The value of `max_connections` a spec asks for: its setting, else its verbatim configuration. `None` when
-/// neither says a number; a setting which is no number hides the verbatim part, as it does in the file.
+/// The value of `max_connections` a spec asks for, if it is a number. See [`declared`].
 pub fn max_connections(cluster: &Cluster) -> Option<u32> {
-    const NAME: &str = "max_connections";
+    declared(cluster, "max_connections")?.parse().ok()
+}
+
+/// What a spec says of a setting: in its settings, else in its verbatim configuration. A setting hides the
+/// verbatim part even when it has no value, as it does in the file.
+pub fn declared(cluster: &Cluster, name: &str) -> Option<String> {
     let setting =
-        cluster.settings.iter().flatten().rev().find(|setting| setting.name.eq_ignore_ascii_case(NAME));
+        cluster.settings.iter().flatten().rev().find(|setting| setting.name.eq_ignore_ascii_case(name));
     match (setting, &cluster.postgresql_conf) {
-        (Some(setting), _) => setting.value.as_deref()?.parse().ok(),
-        (None, Some(text)) => effective(text, NAME).ok()??.parse().ok(),
+        (Some(setting), _) => setting.value.clone(),
+        (None, Some(text)) => effective(text, name).ok()?,
         (None, None) => None,
     }
 }

@@ -1,8 +1,8 @@
 //! Processes: helper programs that leave nothing behind, orphans, privileges.
 //!
-//! Every child of this program is started here or in [`super::postmaster`], in a process group of its own, so
-//! a signal meant for us (Ctrl-C, a reload) does not reach it, and so that it can be ended with all it started.
-//! Ends are told by pidfd (Linux 5.3 or newer).
+//! Every child of this program is started here, in [`super::piped`] or in [`super::postmaster`], in a process
+//! group of its own, so a signal meant for us (Ctrl-C, a reload) does not reach it, and so that it can be ended
+//! with all it started. Ends are told by pidfd (Linux 5.3 or newer).
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -131,7 +131,7 @@ pub async fn run(
 }
 
 /// Reads to the end, keeping the tail. A pipe that fails is a pipe that ended.
-async fn read_tail(fd: Option<OwnedFd>, into: &mut Vec<u8>) {
+pub(super) async fn read_tail(fd: Option<OwnedFd>, into: &mut Vec<u8>) {
     let Some(mut pipe) = fd.and_then(|fd| pipe::Receiver::from_owned_fd(fd).ok()) else { return };
     let mut chunk = [0_u8; 8192];
     while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
@@ -204,7 +204,8 @@ impl Group {
         self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn take_pipes(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
+    /// Its output streams, once.
+    pub(super) fn take_pipes(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
         match &mut *self.leader() {
             Leader::Unreaped(child) => {
                 (child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from))

@@ -226,12 +226,14 @@ pub fn load(path: &Path, shape: Shape) -> Result<Checked, ConfigError> {
 /// Reads a file as text, bounded by [`limits::CONFIG_FILE`].
 pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    read_text(std::fs::File::open(path).map_err(unreadable)?, path)
+}
+
+/// The same from a source which is called `path`.
+pub(crate) fn read_text(source: impl Read, path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     let mut text = String::new();
-    std::fs::File::open(path)
-        .map_err(unreadable)?
-        .take(limits::CONFIG_FILE + 1)
-        .read_to_string(&mut text)
-        .map_err(unreadable)?;
+    source.take(limits::CONFIG_FILE + 1).read_to_string(&mut text).map_err(unreadable)?;
     if text.len() as u64 > limits::CONFIG_FILE {
         return Err(unreadable(std::io::Error::new(
             std::io::ErrorKind::FileTooLarge,

@@ -34,6 +34,9 @@ pub struct Metrics {
     rejected: IntCounter,
     refresh_requests: IntCounter,
     control_plane_requests: IntCounterVec,
+    migrations_failed: IntCounterVec,
+    settings_reloads: IntCounterVec,
+    pending_restart: IntGauge,
 }
 
 impl Default for Metrics {
@@ -88,11 +91,32 @@ impl Metrics {
                 "Calls of /refresh_configuration: trouble with pageservers, as seen by Postgres",
             ),
         );
+        let migrations_failed = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_db_migration_failed_total", "Catalog migrations that failed"),
+                &["migration_id"],
+            ),
+        );
         let control_plane_requests = register(
             &registry,
             IntCounterVec::new(
                 Opts::new("compute_ctl_cplane_requests_total", "Requests to the control plane"),
                 &["rpc", "http_status"],
+            ),
+        );
+        let settings_reloads = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_settings_reloads_total", "Changes of Postgres's settings, by outcome"),
+                &["outcome"],
+            ),
+        );
+        let pending_restart = register(
+            &registry,
+            IntGauge::new(
+                "compute_ctl_pending_restart_settings",
+                "Settings whose new value Postgres takes only when it is started again",
             ),
         );
         let events = EventKind::ALL
@@ -109,6 +133,9 @@ impl Metrics {
             rejected,
             refresh_requests,
             control_plane_requests,
+            migrations_failed,
+            settings_reloads,
+            pending_restart,
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -154,6 +181,21 @@ impl Metrics {
     /// there was no answer.
     pub fn control_plane_request(&self, rpc: &str, http_status: &str) {
         self.control_plane_requests.with_label_values(&[rpc, http_status]).inc();
+    }
+
+    /// Counts a failed migration of the catalog.
+    pub fn migration_failed(&self, id: i64) {
+        self.migrations_failed.with_label_values(&[&id.to_string()]).inc();
+    }
+
+    /// Counts a change of the settings of a running Postgres: `applied`, `refused` or `failed`.
+    pub fn settings_reload(&self, outcome: &str) {
+        self.settings_reloads.with_label_values(&[outcome]).inc();
+    }
+
+    /// Notes how many settings wait for Postgres's next start.
+    pub fn pending_restart(&self, settings: usize) {
+        self.pending_restart.set(i64::try_from(settings).unwrap_or(i64::MAX));
     }
 
     /// The text of `GET /metrics`, in the exposition format 0.0.4.

@@ -5,7 +5,10 @@
 
 mod crash;
 mod logging;
+mod plan;
 mod refusals;
+mod requests;
+mod settings;
 mod signals;
 mod start;
 mod stop;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::{Node, Part, Way, read, request, send, spec, token};
-use crate::{begin, refreshes, terminations};
+use crate::{EXTENSION, GRANT, begin, refreshes, terminations};
 
 // ---- every route in every state -----------------------------------------------------------------------
 
@@ -123,6 +123,30 @@ async fn terminate_in_every_state() {
         let code = if status == ComputeStatus::Terminated { "201 Created" } else { "200 OK" };
         answer.assert(code, Some("application/json"), r#"{"lsn":null}"#);
         drop(waiting);
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_needs_a_running_postgres_is_refused_in_every_other_state() {
+    for status in ComputeStatus::ALL {
+        let (node, waiting) = in_status(status).await;
+        let answers = [
+            node.get("/insights").await,
+            node.post("/check_writability", "").await,
+            node.post_inside("/grants", GRANT).await,
+            node.post_inside("/extensions", EXTENSION).await,
+        ];
+        for answer in answers {
+            if status == ComputeStatus::Running {
+                // It goes on to Postgres, which is not there.
+                assert_eq!(answer.status, "500 Internal Server Error", "{answer:?}");
+            } else {
+                answer.assert_error("412 Precondition Failed", &format!("invalid compute status: {status}"));
+            }
+        }
+        drop(waiting);
+        node.world.set(Part::Stop, Way::Succeed);
         node.stop().await;
     }
 }

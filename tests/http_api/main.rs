@@ -6,12 +6,17 @@
 mod support;
 
 mod lifecycle;
+mod postgres;
 mod requests;
 
 use compute_states::Event;
 use support::{Node, request, token};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+
+/// Good bodies of the routes that change something in Postgres.
+const GRANT: &str = r#"{"database":"neondb","schema":"auth","privileges":["USAGE"],"role":"r"}"#;
+const EXTENSION: &str = r#"{"extension":"pg_session_jwt","database":"neondb","version":"0.3.1"}"#;
 
 /// Sends a POST to the external server, and does not wait for the answer.
 async fn begin(node: &Node, path: &str, body: &str) -> TcpStream {

@@ -37,7 +37,17 @@ async fn unknown_paths_and_wrong_methods_are_answered_before_anything_else() {
         (&external, "GET", "/terminate", 405, Some("POST")),
         (&external, "HEAD", "/terminate", 405, Some("POST")),
         (&external, "OPTIONS", "/terminate?mode=fast", 405, Some("POST")),
+        (&external, "POST", "/dbs_and_roles", 405, Some("GET,HEAD")),
+        (&external, "POST", "/database_schema?database=x", 405, Some("GET,HEAD")),
+        (&external, "GET", "/database_schema/", 404, None),
+        (&external, "POST", "/insights", 405, Some("GET,HEAD")),
+        (&external, "GET", "/check_writability", 405, Some("POST")),
+        (&external, "POST", "/grants", 404, None),
+        (&external, "POST", "/extensions", 404, None),
         (&internal, "GET", "/status", 404, None),
+        (&internal, "GET", "/grants", 405, Some("POST")),
+        (&internal, "DELETE", "/extensions", 405, Some("POST")),
+        (&internal, "POST", "/check_writability", 404, None),
         (&internal, "POST", "/terminate", 404, None),
         (&internal, "GET", "/metrics", 404, None),
         (&internal, "POST", "/refresh_configuration/", 404, None),
@@ -187,6 +197,10 @@ async fn tokens_decide_before_query_and_body_are_looked_at() {
             ("GET", "/status", ""),
             ("POST", "/configure", "not json"),
             ("POST", "/terminate?mode=bogus", ""),
+            ("GET", "/dbs_and_roles", ""),
+            ("GET", "/database_schema", ""),
+            ("GET", "/insights", ""),
+            ("POST", "/check_writability", ""),
         ] {
             let answer = send(node.external, &request(method, path, &token, body)).await;
             answer.assert_error(status, error);

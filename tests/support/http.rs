@@ -5,11 +5,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use compute_ctl::catalog::{ConnectionSettings, Profile, Requests};
 use compute_ctl::engine::{self, Done, Facts, Handle, Outcome, Snapshot, Work, WorkError, World};
 use compute_ctl::http::{
     Accepted, Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, ServeError, SpecIntake,
 };
+use compute_ctl::secret::Secret;
 use compute_ctl::spec::document::ComputeSpec;
+use compute_ctl::spec::store::StoredSpec;
 use compute_ctl::telemetry::Metrics;
 use compute_states::{
     ComputeStatus, Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Policy, Revision, SpecOutline,
@@ -168,6 +171,10 @@ pub(crate) struct Gate {
 }
 
 impl SpecIntake for Specs {
+    fn judge(&self, spec: ComputeSpec) -> Result<StoredSpec, String> {
+        StoredSpec::new(spec).map_err(|error| error.to_string())
+    }
+
     fn accept(&self, spec: ComputeSpec) -> Result<Accepted, String> {
         match spec.project_id.as_deref() {
             Some("refused") => return Err("pageserver connection information should be provided".to_owned()),
@@ -215,6 +222,19 @@ impl Node {
     }
 
     pub(crate) async fn with(policy: Policy, auth: Auth) -> Self {
+        // Nobody listens on this port: it is for one service, and only root can have it.
+        let settings = Secret::new("host=127.0.0.1 port=1 user=cloud_admin dbname=postgres");
+        let settings = ConnectionSettings::new(&settings, Profile::Standard).expect("it is well-formed");
+        Self::over(
+            Requests::new(settings, "/nonexistent/pg_dump".into(), "neon_superuser".to_owned()),
+            policy,
+            auth,
+        )
+        .await
+    }
+
+    /// The same with a real Postgres for the requests that need one.
+    pub(crate) async fn over(postgres: Requests, policy: Policy, auth: Auth) -> Self {
         let world = Fake::new();
         let metrics = Arc::new(Metrics::new());
         let (engine, handle) = engine::new(world.clone(), policy, metrics.clone());
@@ -222,7 +242,7 @@ impl Node {
         handle.report(Event::Booted { spec: None }).await;
         let gate = Arc::new(Gate { reached: tokio::sync::Notify::new(), open: std::sync::Barrier::new(2) });
         let specs = Arc::new(Specs { kept: Mutex::default(), gate: gate.clone() });
-        let context = Context { engine: handle.clone(), metrics, specs, auth };
+        let context = Context { engine: handle.clone(), metrics, specs, postgres, auth };
         let spec = BindSpec {
             external: ExternalAddress::Only([127, 0, 0, 1].into()),
             external_port: 0,
@@ -264,6 +284,11 @@ impl Node {
     /// A GET to the external server with the token of the compute.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         send(self.external, &request("GET", path, &token(), "")).await
+    }
+
+    /// A POST to the internal server, with JSON if there is a body.
+    pub(crate) async fn post_inside(&self, path: &str, body: &str) -> Answer {
+        send(self.internal[0], &request("POST", path, "", body)).await
     }
 
     pub(crate) async fn refresh(&self) -> Answer {

@@ -2,8 +2,13 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod acts;
 pub(crate) mod files;
 pub(crate) mod lab;
+pub(crate) mod names;
 pub(crate) mod node;
+pub(crate) mod oracle;
 pub(crate) mod pg;
 pub(crate) mod processes;
+pub(crate) mod specs;
+pub(crate) mod view;

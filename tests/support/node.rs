@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -63,6 +63,8 @@ pub(crate) struct Place {
     pub(crate) external: u16,
     pub(crate) internal: u16,
     pub(crate) postgres: u16,
+    /// What nodes are told of how to reach Postgres.
+    pub(crate) connstr: String,
 }
 
 /// Templates of `initdb`, shared by the tests that run at the same time.
@@ -101,7 +103,10 @@ impl Place {
     pub(crate) fn new() -> Self {
         let dir = temp_dir();
         let path = fs::canonicalize(dir.path()).expect("it was just made");
-        Place { path, _dir: dir, cache: Some(cache()), external: port(), internal: port(), postgres: port() }
+        let postgres = port();
+        let connstr = format!("postgresql://{ADMIN}@127.0.0.1:{postgres}/postgres");
+        let (external, internal) = (port(), port());
+        Place { path, _dir: dir, cache: Some(cache()), external, internal, postgres, connstr }
     }
 
     /// The same without a template of `initdb` at hand.
@@ -177,10 +182,9 @@ impl Place {
     /// The arguments every node of this place is started with.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let text = |path: PathBuf| path.to_str().expect("plain names").to_owned();
-        let connstr = format!("postgresql://{ADMIN}@127.0.0.1:{}/postgres", self.postgres);
         let pairs = [
             ("--pgdata", text(self.pgdata())),
-            ("--connstr", connstr),
+            ("--connstr", self.connstr.clone()),
             ("--config", text(self.config_file())),
             ("--compute-id", COMPUTE_ID.to_owned()),
             ("--external-http-port", self.external.to_string()),
@@ -266,19 +270,32 @@ impl Place {
 
     /// A session that has run `sql` and stays open.
     pub(crate) fn session(&self, sql: &str) -> Session {
+        self.session_in("postgres", sql)
+    }
+
+    /// The same in a database.
+    pub(crate) fn session_in(&self, database: &str, sql: &str) -> Session {
+        self.try_session(database, sql).unwrap_or_else(|| panic!("psql ended: {sql}"))
+    }
+
+    /// The same, if the server takes it.
+    pub(crate) fn try_session(&self, database: &str, sql: &str) -> Option<Session> {
         const MARK: &str = "backend|";
-        let mut psql = self.psql("postgres");
+        let mut psql = self.psql(database);
         psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = psql.spawn().expect("psql runs");
         let input = child.stdin.as_mut().expect("piped above");
         writeln!(input, "{sql};\nselect 'backend', pg_backend_pid();").expect("psql reads");
         let lines = BufReader::new(child.stdout.take().expect("piped above")).lines();
         let backend = lines.map_while(Result::ok).find_map(|line| line.strip_prefix(MARK)?.parse().ok());
-        let backend = backend.unwrap_or_else(|| panic!("psql ended: {sql}"));
+        let Some(backend) = backend else {
+            child.wait().expect("it is our child");
+            return None;
+        };
         // It will be signalled, so better look whom.
         let server = Process::of(backend).expect("the session is open");
         assert_eq!(server.name, "postgres");
-        Session { child, backend: server }
+        Some(Session { child, backend: server })
     }
 
     /// Logs in with a password that the server really asks for: connections from 127.0.0.1 are trusted, so this
@@ -334,6 +351,13 @@ pub(crate) struct Session {
     child: Child,
     /// The process that serves it.
     pub(crate) backend: Process,
+}
+
+impl Session {
+    /// Gives it more to do, without waiting.
+    pub(crate) fn go_on(&mut self, sql: &str) {
+        writeln!(self.child.stdin.as_mut().expect("piped when it was made"), "{sql};").expect("psql reads");
+    }
 }
 
 impl Drop for Session {
@@ -454,6 +478,11 @@ impl Node<'_> {
     pub(crate) fn exit_code(&self) -> i32 {
         let status = self.wait("the program's end", |node| node.child().try_wait().expect("our child"));
         status.code().unwrap_or_else(|| panic!("it ended by a signal: {status}\n{}", self.log()))
+    }
+
+    /// Waits for the end by a signal; which.
+    pub(crate) fn killed_by(&self) -> Option<i32> {
+        self.wait("the program's end", |node| node.child().try_wait().expect("our child")).signal()
     }
 
     /// Waits for the end, which must have this code, and makes sure that nothing is left: no process of those

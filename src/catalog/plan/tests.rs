@@ -1,7 +1,9 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::catalog::read::ExistingRole;
+use crate::catalog::attributes::{Flag, RoleAttributes};
+use crate::catalog::read::{ExistingExtension, OwnObjects};
+use crate::spec::document::ComputeAudit;
 
 const SCRAM: &str = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:\
                      BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBA=";
@@ -18,7 +20,7 @@ fn spec(roles: Value, databases: Value, deltas: Value) -> ComputeSpec {
 }
 
 fn options() -> Options {
-    Options { privileged_role: "neon_superuser".to_owned(), concurrency: 1 }
+    Options { privileged_role: "neon_superuser".to_owned(), profile: Profile::Standard, concurrency: 1 }
 }
 
 /// A server with these roles (besides the administrator and the privileged role) and databases.
@@ -27,21 +29,43 @@ fn server(roles: &[(&str, Option<&str>)], databases: &[(&str, &str)]) -> Existin
         server_version: 150_004,
         current_database: "postgres".to_owned(),
         current_user: "cloud_admin".to_owned(),
+        own: OwnObjects {
+            schemas: [("public".to_owned(), true), ("neon_migration".to_owned(), true)].into(),
+            health_check: true,
+            bookkeeping: true,
+            migration: 12,
+            ..OwnObjects::default()
+        },
         ..Existing::default()
     };
+    for group in ["pg_read_all_data", "pg_write_all_data"] {
+        existing.roles.insert(group.to_owned(), ExistingRole::default());
+        existing.members.insert(group.to_owned(), ["neon_superuser".to_owned()].into());
+    }
     for (name, verifier) in roles.iter().chain(&[("cloud_admin", None), ("neon_superuser", None)]) {
-        existing.roles.insert((*name).to_owned(), ExistingRole { verifier: verifier.map(Secret::new) });
+        let role = ExistingRole { verifier: verifier.map(Secret::new), attributes: privileges() };
+        existing.roles.insert((*name).to_owned(), role);
     }
     for (name, owner) in databases.iter().chain(&[("postgres", "cloud_admin")]) {
         let database = ExistingDatabase {
             owner: (*owner).to_owned(),
-            allows_connections: true,
             granted_to: ["neon_superuser".to_owned()].into(),
+            prepared: true,
             ..ExistingDatabase::default()
         };
         existing.databases.insert((*name).to_owned(), database);
     }
     existing
+}
+
+/// What the roles of these tests may do: everything but to be a superuser.
+fn privileges() -> RoleAttributes {
+    let mut attributes = RoleAttributes::default();
+    for flag in Flag::ALL {
+        attributes.set(flag, flag != Flag::Superuser);
+    }
+    attributes.connection_limit = Some(-1);
+    attributes
 }
 
 fn planned(existing: &Existing, spec: &ComputeSpec) -> Vec<String> {
@@ -82,7 +106,7 @@ fn from_nothing_to_a_whole_spec() {
     let plan = plan(&existing, &spec, &options()).unwrap();
     let sql: Vec<String> = plan.steps().iter().flat_map(|step| step.sql().unwrap()).collect();
     assert_eq!(
-        sql,
+        sql[..6],
         [
             "CREATE ROLE \"neon_superuser\" CREATEDB CREATEROLE NOLOGIN REPLICATION BYPASSRLS \
              IN ROLE pg_read_all_data, pg_write_all_data"
@@ -99,6 +123,14 @@ fn from_nothing_to_a_whole_spec() {
             "CREATE DATABASE \"odd \"\"name\"\"\" LC_COLLATE 'C' TEMPLATE template0 OWNER \"alice\""
                 .to_owned(),
             "GRANT ALL PRIVILEGES ON DATABASE \"odd \"\"name\"\"\" TO \"neon_superuser\"".to_owned(),
+        ]
+    );
+    let inside: Vec<String> = plan.steps()[6..].iter().map(Step::to_string).collect();
+    assert_eq!(
+        inside,
+        [
+            "prepare schema public and default privileges of database \"odd \\\"name\\\"\"",
+            "note 1 prepared database(s)",
         ]
     );
     let shown = format!("{plan:?} {:?}", plan.steps().iter().map(Step::masked_sql).collect::<Vec<_>>());
@@ -141,9 +173,11 @@ fn differences_are_altered() {
         planned(&existing, &spec),
         [
             "remove password of role \"a\"",
-            "set password and options of role \"b\"",
+            "set password of role \"b\"",
             "give database \"d\" to role \"b\"",
             "grant all privileges on database \"e\" to role \"neon_superuser\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "note 1 prepared database(s)",
         ]
     );
 }
@@ -165,7 +199,7 @@ fn a_renamed_role_gets_its_md5_password_again_and_keeps_its_databases() {
         [
             "rename role \"al\" to \"alice\"",
             "rename role \"bo\" to \"bob\"",
-            "set password and options of role \"alice\"",
+            "set password of role \"alice\"",
         ]
     );
 }
@@ -184,6 +218,8 @@ fn a_name_given_to_another_role_does_not_inherit_databases() {
             "rename role \"al\" to \"alice\"",
             "create role \"al\" in \"neon_superuser\"",
             "give database \"d\" to role \"al\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "note 1 prepared database(s)",
         ]
     );
 }
@@ -196,6 +232,20 @@ fn renames_that_push_each_other_on_are_done_once() {
     assert_eq!(planned(&before, &spec), ["rename database \"b\" to \"c\"", "rename database \"a\" to \"b\""]);
     let after = server(&[], &[("b", "cloud_admin"), ("c", "cloud_admin")]);
     assert_eq!(planned(&after, &spec), [""; 0]);
+}
+
+#[test]
+fn a_chain_behind_a_deletion_loses_nothing_when_repeated() {
+    let deltas = json!([
+        op("delete_db", "x"),
+        rename("rename_db", "c", "x"),
+        rename("rename_db", "b", "c"),
+        rename("rename_db", "a", "b")
+    ]);
+    let spec = spec(json!([]), json!([]), deltas);
+    let four = ["a", "b", "c", "x"].map(|name| (name, "cloud_admin"));
+    assert_eq!(planned(&server(&[], &four), &spec).len(), 4);
+    assert_eq!(planned(&server(&[], &four[1..]), &spec), [""; 0]);
 }
 
 #[test]
@@ -217,7 +267,7 @@ fn a_deletion_spares_what_was_renamed_onto_its_name() {
 fn deleted_databases_lose_subscriptions_and_marks_first() {
     let mut existing = server(&[], &[("d", "cloud_admin"), ("half", "cloud_admin")]);
     let database = existing.databases.get_mut("d").unwrap();
-    database.is_template = true;
+    database.attributes.is_template = Some(true);
     database.subscriptions = ["s".to_owned()].into();
     existing.databases.get_mut("half").unwrap().is_invalid = true;
     let spec = spec(json!([]), json!([]), json!([op("delete_db", "d"), op("delete_db", "half")]));
@@ -252,7 +302,10 @@ fn a_deleted_role_hands_over_where_it_has_something() {
             "hand over what role \"gone\" has in database \"d\" to role \"a\"",
             "hand over what role \"gone\" has in database \"e\" to role \"a\"",
             "hand over what role \"gone\" has in database \"postgres\" to role \"cloud_admin\"",
+            "prepare schema public and default privileges of database \"d\"",
+            "prepare schema public and default privileges of database \"e\"",
             "drop role \"gone\"",
+            "note 2 prepared database(s)",
         ]
     );
 }
@@ -327,7 +380,7 @@ fn the_impossible_is_refused_by_name() {
     let option = json!({ "name": "TEMPLATE", "value": "t; DROP ROLE a", "vartype": "enum" });
     let message = with(none(), json!([{ "name": "n", "owner": "a", "options": [option] }]), none());
     assert!(
-        message.contains("create database \"n\"") && message.contains("the option \"TEMPLATE\""),
+        message.starts_with("the option \"TEMPLATE\" of database \"n\" is not a single word"),
         "{message}"
     );
     for password in ["hunter2", "SCRAM-SHA-256$4096:c2FsdA==$U3RvcmVk:U2VydmVy", "", "md5"] {
@@ -343,7 +396,7 @@ fn the_impossible_is_refused_by_name() {
 fn a_role_with_objects_behind_a_closed_door_is_not_deleted() {
     let mut existing = server(&[("a", None)], &[("d", "cloud_admin")]);
     existing.dependencies.insert("a".to_owned(), [Some("d".to_owned())].into());
-    existing.databases.get_mut("d").unwrap().allows_connections = false;
+    existing.databases.get_mut("d").unwrap().attributes.allow_connections = Some(false);
     let spec = spec(json!([]), json!([]), json!([op("delete_role", "a")]));
     assert!(refused(&existing, &spec).contains("in database \"d\", which refuses connections"));
 }
@@ -354,4 +407,220 @@ fn concurrency_follows_max_connections() {
     for (max, expected) in cases.into_iter().chain([(Some(112), 37), (Some(299), 99), (Some(300), 100)]) {
         assert_eq!(Options::start_concurrency(max), expected, "{max:?}");
     }
+}
+
+fn option(name: &str, value: Option<&str>, vartype: &str) -> Value {
+    json!({ "name": name, "value": value, "vartype": vartype })
+}
+
+#[test]
+fn declared_options_are_compared_and_others_left_alone() {
+    let mut existing = server(&[("a", None), ("b", None), ("group", None)], &[("d", "a")]);
+    existing.members.insert("group".to_owned(), ["b".to_owned()].into());
+    let wanted = spec(
+        json!([
+            { "name": "a", "options": [
+                option("NOCREATEDB", None, "bool"), option("CONNECTION LIMIT", Some("5"), "integer"),
+                option("IN ROLE", Some("group"), "enum") ] },
+            { "name": "b", "options": [
+                option("CREATEDB", None, "bool"), option("CONNECTION LIMIT", Some("-1"), "integer"),
+                option("IN ROLE", Some("group"), "enum"), option("SOMETHING NEW", None, "bool") ] },
+        ]),
+        json!([{ "name": "d", "owner": "a", "options": [
+            option("LC_COLLATE", Some("C"), "string"), option("CONNECTION LIMIT", Some("9"), "integer") ] }]),
+        Value::Null,
+    );
+    existing.databases.get_mut("d").unwrap().attributes.connection_limit = Some(-1);
+    let plan = plan(&existing, &wanted, &options()).unwrap();
+    let sql: Vec<String> = plan.steps().iter().flat_map(|step| step.sql().unwrap()).collect();
+    assert_eq!(
+        sql,
+        [
+            "ALTER ROLE \"a\" NOCREATEDB CONNECTION LIMIT 5",
+            "GRANT \"group\" TO \"a\"",
+            "ALTER DATABASE \"d\" CONNECTION LIMIT 9",
+        ]
+    );
+}
+
+#[test]
+fn an_unknown_option_goes_with_the_password() {
+    let existing = server(&[("a", None)], &[]);
+    let options_of = json!([option("SOMETHING NEW", None, "bool")]);
+    let role = json!([{ "name": "a", "encrypted_password": SCRAM, "options": options_of }]);
+    let plan = plan(&existing, &spec(role, json!([]), Value::Null), &options()).unwrap();
+    let expected = format!("ALTER ROLE \"a\" SOMETHING NEW LOGIN PASSWORD '{SCRAM}'");
+    assert_eq!(plan.steps()[0].sql().unwrap(), [expected]);
+}
+
+#[test]
+fn members_may_come_before_their_groups() {
+    let member = option("IN ROLE", Some("zoo"), "enum");
+    let roles = json!([{ "name": "ape", "options": [member] }, { "name": "zoo" }]);
+    assert_eq!(
+        planned(&server(&[], &[]), &spec(roles.clone(), json!([]), Value::Null)),
+        [
+            "create role \"ape\" in \"neon_superuser\"",
+            "create role \"zoo\" in \"neon_superuser\"",
+            "make role \"ape\" a member of \"zoo\"",
+        ]
+    );
+    let alone = json!([roles[0]]);
+    assert_eq!(
+        refused(&server(&[], &[]), &spec(alone, json!([]), Value::Null)),
+        "role \"ape\" cannot be a member of role \"zoo\", which neither exists nor is listed"
+    );
+    let gone = spec(json!([roles[0]]), json!([]), json!([op("delete_role", "zoo")]));
+    assert!(
+        refused(&server(&[("zoo", None)], &[]), &gone).starts_with("cannot delete role \"zoo\", of which")
+    );
+}
+
+#[test]
+fn a_privileged_role_that_lost_something_is_mended() {
+    let mut existing = server(&[], &[]);
+    existing.members.remove("pg_write_all_data");
+    existing.roles.get_mut("neon_superuser").unwrap().attributes.set(Flag::BypassRls, false);
+    let plan = plan(&existing, &spec(json!([]), json!([]), Value::Null), &options()).unwrap();
+    let sql: Vec<String> = plan.steps().iter().flat_map(|step| step.sql().unwrap()).collect();
+    assert_eq!(
+        sql,
+        ["ALTER ROLE \"neon_superuser\" BYPASSRLS", "GRANT \"pg_write_all_data\" TO \"neon_superuser\""]
+    );
+}
+
+#[test]
+fn databases_are_prepared_once_and_again_when_that_was_undone() {
+    let mut existing = server(&[("a", None)], &[("d", "a"), ("e", "a"), ("closed", "a"), ("unlisted", "a")]);
+    for name in ["d", "closed", "unlisted", "postgres"] {
+        existing.databases.get_mut(name).unwrap().prepared = false;
+    }
+    existing.databases.get_mut("closed").unwrap().attributes.allow_connections = Some(false);
+    let listed = ["d", "e", "closed", "postgres"].map(|name| {
+        let owner = if name == "postgres" { "cloud_admin" } else { "a" };
+        json!({ "name": name, "owner": owner })
+    });
+    assert_eq!(
+        planned(&existing, &spec(json!([]), json!(listed), Value::Null)),
+        ["prepare schema public and default privileges of database \"d\"", "note 1 prepared database(s)"]
+    );
+}
+
+#[test]
+fn the_supervisors_own_objects_depend_on_the_kind_of_server() {
+    let mut existing = server(&[], &[]);
+    existing.own = OwnObjects { schemas: [("public".to_owned(), true)].into(), ..OwnObjects::default() };
+    let mut wanted = spec(json!([]), json!([]), Value::Null);
+    wanted.cluster.postgresql_conf =
+        Some("shared_preload_libraries = 'neon, pg_stat_statements'\n".to_owned());
+    let standard = [
+        "create extension \"pg_stat_statements\" in schema \"public\"",
+        "create table public.health_check",
+        "create the supervisor's bookkeeping in schema neon_migration",
+    ];
+    assert_eq!(planned(&existing, &wanted), standard);
+    let neon = Options { profile: Profile::Neon, ..options() };
+    let steps = |existing: &Existing| -> Vec<String> {
+        plan(existing, &wanted, &neon).unwrap().steps().iter().map(Step::to_string).collect()
+    };
+    assert_eq!(
+        steps(&existing)[..3],
+        [
+            "create schema \"neon\"",
+            "create extension \"pg_stat_statements\" in schema \"public\"",
+            "create extension \"neon\" in schema \"neon\"",
+        ]
+    );
+    existing.own.schemas.insert("neon".to_owned(), true);
+    let present =
+        |version: &str, schema: &str| ExistingExtension { version: version.into(), schema: schema.into() };
+    existing.extensions.insert("pg_stat_statements".to_owned(), present("1.10", "public"));
+    existing.extensions.insert("neon".to_owned(), present("1.4", "public"));
+    existing.newest.insert("neon".to_owned(), "1.6".to_owned());
+    assert_eq!(
+        steps(&existing)[..2],
+        ["move extension \"neon\" to schema \"neon\"", "update extension \"neon\" from 1.4 to 1.6"]
+    );
+    existing.extensions.insert("neon".to_owned(), present("1.6", "neon"));
+    assert_eq!(steps(&existing)[0], "create table public.health_check");
+    existing.own.schemas.remove("public");
+    existing.extensions.clear();
+    assert!(refused(&existing, &wanted).contains("needs schema \"public\", which does not exist"));
+}
+
+#[test]
+fn auditing_brings_its_extensions() {
+    let existing = server(&[], &[]);
+    let mut wanted = spec(json!([]), json!([]), Value::Null);
+    for (level, extensions) in [
+        (ComputeAudit::Disabled, 0),
+        (ComputeAudit::Log, 1),
+        (ComputeAudit::Base, 1),
+        (ComputeAudit::Hipaa, 2),
+        (ComputeAudit::Extended, 2),
+        (ComputeAudit::Full, 2),
+    ] {
+        wanted.audit_log_level = level;
+        let steps = planned(&existing, &wanted);
+        assert_eq!(steps.iter().filter(|step| step.starts_with("create extension")).count(), extensions);
+        assert_eq!(steps.last().is_some_and(|step| step.contains("audit off")), extensions > 0, "{steps:?}");
+    }
+    let mut silenced = existing;
+    silenced.own.audit_silenced = true;
+    assert_eq!(planned(&silenced, &wanted).len(), 2);
+}
+
+#[test]
+fn inherited_subscriptions_are_dropped_once_for_each_timeline() {
+    let mut existing = server(&[("a", None)], &[("d", "a"), ("closed", "a")]);
+    for name in ["d", "closed"] {
+        existing.databases.get_mut(name).unwrap().subscriptions = ["s".to_owned()].into();
+    }
+    existing.databases.get_mut("closed").unwrap().attributes.allow_connections = Some(false);
+    existing.own.timeline = Some("7012/1".to_owned());
+    let mut wanted = spec(json!([]), json!([]), Value::Null);
+    assert_eq!(planned(&existing, &wanted), [""; 0]);
+    wanted.drop_subscriptions_before_start = true;
+    let steps = |timeline: &str| {
+        [
+            "drop 1 subscription(s) in database \"d\"".to_owned(),
+            "create schema \"neon\"".to_owned(),
+            format!("note that subscriptions were dropped on timeline {timeline}"),
+        ]
+    };
+    assert_eq!(planned(&existing, &wanted), steps("7012/1"));
+    wanted.timeline_id = Some("8a7b".to_owned());
+    assert_eq!(planned(&existing, &wanted), steps("8a7b"));
+    existing.own.subscriptions_dropped = Some("8a7b".to_owned());
+    assert_eq!(planned(&existing, &wanted), [""; 0]);
+    existing.own.subscriptions_dropped = Some("another".to_owned());
+    assert_eq!(planned(&existing, &wanted).len(), 3);
+}
+
+#[test]
+fn migrations_carry_on_where_they_ended() {
+    let mut existing = server(&[], &[]);
+    let wanted = spec(json!([]), json!([]), Value::Null);
+    assert!(plan(&existing, &wanted, &options()).unwrap().is_empty());
+    existing.own.migration = 10;
+    let plan = plan(&existing, &wanted, &options()).unwrap();
+    assert!(plan.steps().is_empty() && !plan.is_empty());
+    let ids: Vec<String> = plan.migrations().iter().map(Step::object).collect();
+    assert_eq!(ids, ["11", "12"]);
+}
+
+#[test]
+fn what_a_user_put_in_place_of_our_own_is_not_touched() {
+    let wanted = spec(json!([]), json!([]), Value::Null);
+    let mut existing = server(&[], &[]);
+    existing.own.schemas.insert("neon".to_owned(), false);
+    assert_eq!(planned(&existing, &wanted), [""; 0], "a standard server needs no such schema");
+    existing.own.schemas.insert("neon_migration".to_owned(), false);
+    assert!(
+        refused(&existing, &wanted)
+            .starts_with("schema neon_migration belongs to a role that is no superuser")
+    );
+    existing.own.schemas.insert("neon_migration".to_owned(), true);
+    existing.own.foreign = Some("neon_migration.migration_id".to_owned());
+    assert!(refused(&existing, &wanted).starts_with("relation neon_migration.migration_id belongs to"));
 }

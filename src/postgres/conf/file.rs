@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
+const CONF_FILE: &str = "postgresql.conf";
+
 /// The file which `postgresql.conf` includes last, if it exists.
 pub const OVERRIDE_FILE: &str = "compute_ctl_temp_override.conf";
 
@@ -31,7 +33,39 @@ pub struct WriteError {
 /// # Errors
 /// [`WriteError`] names the file.
 pub fn write(pgdata: &Path, text: &str) -> Result<(), WriteError> {
-    write_atomic(&pgdata.join("postgresql.conf"), text)
+    write_atomic(&pgdata.join(CONF_FILE), text)
+}
+
+/// What `postgresql.conf` of a data directory holds, if there is one. Bytes, not text: comments of a file that
+/// somebody has edited may be in any encoding.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read(pgdata: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(pgdata.join(CONF_FILE)) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes `postgresql.conf` of a data directory what [`read`] said.
+///
+/// # Errors
+/// [`WriteError`] names the file.
+pub fn restore(pgdata: &Path, content: Option<&[u8]>) -> Result<(), WriteError> {
+    let path = pgdata.join(CONF_FILE);
+    let done = match content {
+        Some(content) => replace(&path, content),
+        None => fs::remove_file(&path),
+    };
+    done.map_err(|source| WriteError { path, source })
+}
+
+/// Whether a file holds this rendered text, or did until [`enable_subscribers`] added its line.
+pub fn holds(content: &[u8], text: &str) -> bool {
+    let appended = || content.strip_suffix(SUBSCRIBERS_ENABLED.as_bytes())?.strip_suffix(b"\n");
+    content == text.as_bytes() || appended() == Some(text.as_bytes())
 }
 
 /// Lifts the limit on the cluster's size while roles and databases are applied. In force after a reload.
@@ -56,7 +90,7 @@ pub fn clear_override(pgdata: &Path) -> Result<(), WriteError> {
 /// # Errors
 /// [`WriteError`] names the file.
 pub fn enable_subscribers(pgdata: &Path) -> Result<(), WriteError> {
-    append_line(&pgdata.join("postgresql.conf"), SUBSCRIBERS_ENABLED).map(drop)
+    append_line(&pgdata.join(CONF_FILE), SUBSCRIBERS_ENABLED).map(drop)
 }
 
 /// Adds a line to a file unless an identical one is there; returns whether it was added. A missing file is

@@ -8,6 +8,7 @@ use super::file::OVERRIDE_FILE;
 use super::parse::{SyntaxError, is_name, is_value_token};
 use super::{effective, parse};
 use crate::catalog::Profile;
+use crate::limits;
 use crate::spec::document::{ComputeAudit, ComputeMode, ComputeSpec, GenericOption};
 
 /// Settings of the caller, rendered last, so that they win: pairs of name and value.
@@ -62,6 +63,18 @@ pub enum ConfError {
         /// The setting.
         name: String,
     },
+    /// The server would read on it for very long.
+    #[error("the line for setting {name:?} is longer than {} bytes", limits::CONF_LINE)]
+    TooLong {
+        /// The beginning of the setting's name.
+        name: String,
+    },
+    /// The same for the verbatim part.
+    #[error("postgresql_conf of the spec: line {line} is longer than {} bytes", limits::CONF_LINE)]
+    VerbatimTooLong {
+        /// Number of the line, from 1.
+        line: usize,
+    },
     /// The verbatim part has a line the server would refuse.
     #[error("postgresql_conf of the spec: {0}")]
     Verbatim(SyntaxError),
@@ -86,6 +99,9 @@ pub fn render(conf: &Conf<'_>) -> Result<String, ConfError> {
     if let Some(verbatim) = &spec.cluster.postgresql_conf {
         if verbatim.contains('\0') {
             return Err(ConfError::VerbatimNul);
+        }
+        if let Some(index) = verbatim.split('\n').position(|line| line.len() > limits::CONF_LINE) {
+            return Err(ConfError::VerbatimTooLong { line: index + 1 });
         }
         parse(verbatim).map_err(ConfError::Verbatim)?;
         lines.verbatim(verbatim);
@@ -283,7 +299,14 @@ impl Lines {
             return Err(ConfError::Control { name: name.to_owned() });
         }
         let value = value.replace('\'', "''").replace('\\', "\\\\");
-        self.verbatim(&format!("{name} = '{value}'"));
+        self.line(name, &format!("{name} = '{value}'"))
+    }
+
+    fn line(&mut self, name: &str, line: &str) -> Result<(), ConfError> {
+        if line.len() > limits::CONF_LINE {
+            return Err(ConfError::TooLong { name: name.chars().take(limits::NAME).collect() });
+        }
+        self.verbatim(line);
         Ok(())
     }
 
@@ -298,8 +321,7 @@ impl Lines {
         if !is_value_token(value) || value.contains(['\n', '\r', '\0']) {
             return Err(ConfError::NotAToken { name: name.clone() });
         }
-        self.raw(name, value);
-        Ok(())
+        self.line(name, &format!("{name} = {value}"))
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::catalog::Profile;
+use crate::limits;
 use crate::spec::document::{ComputeSpec, GenericOption};
 
 fn spec(fields: Value) -> ComputeSpec {
@@ -184,6 +185,15 @@ fn faults_name_the_setting() {
             Err(ConfError::NotAToken { name: name("port") })
         );
     }
+    // As it is written: each quote twice, and what is around.
+    let long = "'".repeat(limits::CONF_LINE / 2);
+    let fits = |long: &str| rendered("x.y", Some(long), "string").map(drop);
+    assert_eq!(fits(&long), Err(ConfError::TooLong { name: name("x.y") }));
+    assert_eq!(fits(&long[8..]), Ok(()));
+    assert_eq!(
+        rendered("x.y", Some(&"1".repeat(limits::CONF_LINE)), "integer"),
+        Err(ConfError::TooLong { name: name("x.y") })
+    );
     assert_eq!(rendered("port", None, "integer"), Err(ConfError::NoValue { name: name("port") }));
     for bad in ["", "a b", "a=b", "1a", "a.b.c", "include", "Include_Dir", "a\nb"] {
         assert_eq!(rendered(bad, Some("1"), "integer"), Err(ConfError::Name { name: name(bad) }), "{bad:?}");
@@ -197,6 +207,8 @@ fn faults_name_the_setting() {
     assert_eq!(error.to_string(), "postgresql_conf of the spec: line 2: something follows the value");
     broken.cluster.postgresql_conf = Some("# \0".to_owned());
     assert_eq!(render(&conf(&broken, Profile::Neon)), Err(ConfError::VerbatimNul));
+    broken.cluster.postgresql_conf = Some(format!("port = 1\n# {}\n", "x".repeat(limits::CONF_LINE)));
+    assert_eq!(render(&conf(&broken, Profile::Neon)), Err(ConfError::VerbatimTooLong { line: 2 }));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, KeyAlgorithm};
 
 use super::{Fault, JsonPath, Severity};
+use crate::catalog::attributes::{DatabaseAttributes, OptionError, RoleAttributes};
 use crate::catalog::{plan::is_scram, quote};
 use crate::limits;
 use crate::postgres::conf;
@@ -318,13 +319,15 @@ impl Examination {
             if let Some(password) = &role.encrypted_password {
                 self.password(path.key("encrypted_password"), password.reveal());
             }
-            self.sql_options(role.options.as_deref(), &path.key("options"));
+            let fault = |options: &[GenericOption]| RoleAttributes::parse(options).err();
+            self.sql_options(role.options.as_deref(), &path.key("options"), fault);
         }
         for (index, database) in cluster.databases.iter().enumerate() {
             let path = root.key("databases").index(index);
             self.name(path.key("name"), &database.name);
             self.name(path.key("owner"), &database.owner);
-            self.sql_options(database.options.as_deref(), &path.key("options"));
+            let fault = |options: &[GenericOption]| DatabaseAttributes::parse(options).err();
+            self.sql_options(database.options.as_deref(), &path.key("options"), fault);
         }
         for (index, setting) in cluster.settings.iter().flatten().enumerate() {
             self.setting(setting, &root.key("settings").index(index));
@@ -354,9 +357,20 @@ impl Examination {
     }
 
     /// Options of `CREATE ROLE` and `CREATE DATABASE`. Names and values which are no strings go in unquoted.
-    fn sql_options(&mut self, options: Option<&[GenericOption]>, root: &JsonPath) {
+    fn sql_options(
+        &mut self,
+        options: Option<&[GenericOption]>,
+        root: &JsonPath,
+        fault: impl Fn(&[GenericOption]) -> Option<(String, OptionError)>,
+    ) {
         for (index, option) in options.unwrap_or_default().iter().enumerate() {
             let path = root.index(index);
+            // What can be written, and still means nothing.
+            let wrong = fault(std::slice::from_ref(option));
+            if let Some((name, fault)) = wrong.filter(|(_, fault)| !matches!(fault, OptionError::Quote(_))) {
+                self.fault(path, &format!("the option {name}, which {fault}"), "an option of its form");
+                continue;
+            }
             if quote::option_name(&option.name).is_err() {
                 let expected = "words of letters and `_`, such as `LC_COLLATE`";
                 self.fault(path.key("name"), "no option", expected);
@@ -370,6 +384,10 @@ impl Examination {
                 let expected = "a number, a name or a quoted text; `vartype` `string` for other text";
                 self.form(path.key("value"), value, "a value which cannot stand unquoted", expected);
             }
+        }
+        if let Some((name, OptionError::Repeated)) = fault(options.unwrap_or_default()) {
+            let found = format!("the option {name}, which {}", OptionError::Repeated);
+            self.fault(root.clone(), &found, "each option once");
         }
     }
 

@@ -225,8 +225,14 @@ fn options_cannot_carry_other_sql() {
         finds(one("X", Some(raw), "enum"), "cluster.roles[0].options[0].value", "unquoted");
     }
     for raw in ["50", "-1", "0.5", "template0", "\"C.UTF-8\"", "\"a,b\"", "'2030-01-01'", "true"] {
-        accepts(one("CONNECTION LIMIT", Some(raw), "integer"));
+        accepts(one("UNHEARD OF", Some(raw), "integer"));
     }
+    accepts(one("CONNECTION LIMIT", Some("50"), "integer"));
+    finds(one("CONNECTION LIMIT", Some("many"), "enum"), "cluster.roles[0].options[0]", "a whole number");
+    finds(one("CREATEDB", Some("true"), "bool"), "cluster.roles[0].options[0]", "takes no value");
+    let twice = [option("CREATEDB", None, "bool"), option("nocreatedb", None, "bool")];
+    finds(roles(json!([{"name": "a", "options": twice}])), "cluster.roles[0].options", "is given twice");
+    finds(one("NOLOGIN", None, "bool"), "cluster.roles[0].options[0]", "roles of a spec can log in");
     for name in ["", " A", "A  B", "A;", "A\n", "A'", "A1"] {
         finds(one(name, None, "bool"), "cluster.roles[0].options[0].name", "no option");
     }
