@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use compute_ctl::limits;
 use compute_ctl::postgres::{ClearRule, DataDir};
-use compute_ctl::storage::unpack::{Options, Progress, unpack_file};
+use compute_ctl::storage::Progress;
+use compute_ctl::storage::unpack::{Options, unpack_file};
 use tokio_util::sync::CancellationToken;
 
 /// The argument that makes this program the unpacker.

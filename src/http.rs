@@ -20,6 +20,7 @@ use crate::catalog::Requests;
 use crate::engine::Handle;
 use crate::spec::document::ComputeSpec;
 use crate::spec::store::StoredSpec;
+use crate::storage::Progress;
 use crate::telemetry::Metrics;
 
 pub mod auth;
@@ -40,6 +41,8 @@ pub struct Context {
     pub engine: Handle,
     /// What `GET /metrics` shows.
     pub metrics: Arc<Metrics>,
+    /// How far the preparation of the data directory is.
+    pub progress: Arc<Progress>,
     /// Where specs go.
     pub specs: Arc<dyn SpecIntake>,
     /// The way to Postgres.

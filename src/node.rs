@@ -36,6 +36,7 @@ use crate::secret::Secret;
 use crate::signals::{self, Asked, Signals};
 use crate::spec::document::ComputeConfig;
 use crate::spec::fault::Shape;
+use crate::storage::Progress;
 use crate::telemetry::{self, Metrics};
 
 use afterwards::Afterwards;
@@ -182,6 +183,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     let superuser = connstr.config().get_user().unwrap_or("cloud_admin").to_owned();
     let postgres =
         Requests::new(settings, installation.tool("pg_dump"), options.privileged_role_name.clone());
+    let progress = Arc::<Progress>::default();
     let parts = Parts {
         pgdata: claim(&options.pgdata).await?,
         installation,
@@ -196,6 +198,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
         settings: Settings::new(metrics.clone()),
+        progress: progress.clone(),
         documents: Mutex::default(),
     };
     if let Some((spec, _)) = &spec {
@@ -228,7 +231,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         true => Auth::open(),
         false => Auth::tokens(&config.compute_ctl_config.jwks, &options.compute_id),
     };
-    let context = http::Context { engine: handle, metrics, specs: Arc::new(intake), postgres, auth };
+    let context =
+        http::Context { engine: handle, metrics, progress, specs: Arc::new(intake), postgres, auth };
     let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;

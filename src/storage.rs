@@ -13,6 +13,7 @@ mod archive;
 mod existing;
 mod identity;
 mod initdb;
+mod progress;
 pub mod unpack;
 
 use std::fmt;
@@ -34,6 +35,7 @@ use unpack::UnpackError;
 pub use archive::{Archive, ArchiveError, AttemptError, DownloadError, Timing};
 pub use existing::Existing;
 pub use initdb::Initdb;
+pub use progress::{Phase, Progress};
 
 /// Why the data directory was not prepared.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +166,8 @@ pub struct Context {
     /// The server is started again by the same process, after a crash or a failed start: a finished directory
     /// is kept as it is, whatever the kind, and PostgreSQL recovers.
     pub restart: bool,
+    /// Where the preparation tells how far it is.
+    pub progress: Arc<Progress>,
     /// Ends the work: between any two files, and `initdb` with all its processes.
     pub cancel: CancellationToken,
 }

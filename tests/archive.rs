@@ -109,9 +109,11 @@ async fn an_archive_comes_from_a_server_in_one_piece() {
     let server = Server::start([Answer::File(File::new(&bytes))]);
     let parameters = json!({ "source": server.url("/a.tar?x=1"), "sha256": sum(&bytes), "token": "abc" });
     let archive = archive(parameters, TIMING);
-    let pgdata = prepare(&lab, &archive).await.unwrap();
-    assert_eq!(archive.progress().received(), bytes.len() as u64);
-    assert_eq!(archive.progress().files(), 3);
+    let pgdata = lab.claim("pgdata");
+    let context = lab.context(&pgdata);
+    archive.prepare(&context).await.unwrap();
+    assert_eq!(context.progress.received(), bytes.len() as u64);
+    assert_eq!(context.progress.files(), 3);
     assert_eq!(server.requests()[0][0], "GET /a.tar?x=1 HTTP/1.1");
     assert_eq!(server.header("authorization"), [Some("Bearer abc".to_owned())]);
     assert_eq!(server.header("range"), [None]);

@@ -16,6 +16,7 @@ use super::auth::Denied;
 use super::{Identity, SpecIntake};
 use crate::engine::{Rejected, Snapshot, queue::Answer};
 use crate::limits;
+use crate::storage::{Phase, Progress};
 
 pub(super) mod postgres;
 
@@ -166,18 +167,46 @@ struct Status<'a> {
     status: ComputeStatus,
     last_active: Option<String>,
     error: Option<&'a str>,
+    /// Not known to the original, whose clients skip what they do not know; absent when nothing is prepared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage: Option<Preparation>,
+}
+
+/// How far the preparation of the data directory is.
+#[derive(Serialize)]
+struct Preparation {
+    phase: String,
+    received_bytes: u64,
+    written_bytes: u64,
+    files: u64,
+}
+
+impl Preparation {
+    fn of(progress: &Progress) -> Option<Self> {
+        let phase = progress.phase();
+        (phase != Phase::Idle).then(|| Preparation {
+            phase: phase.to_string(),
+            received_bytes: progress.received(),
+            written_bytes: progress.written(),
+            files: progress.files(),
+        })
+    }
+}
+
+/// What an answer tells beside the machine's snapshot.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) specs: &'a dyn SpecIntake,
+    pub(super) progress: &'a Progress,
 }
 
 /// What the machine answered, or why it did not.
-pub(super) fn answered(
-    answer: Result<Answer, Rejected>,
-    specs: &dyn SpecIntake,
-) -> Result<Response, Problem> {
+pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Result<Response, Problem> {
     let Answer { reply, snapshot } = answer?;
     let error = || snapshot.error.as_deref().unwrap_or("unknown error");
     let internal = |text| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, text));
     match reply {
-        Reaction::Configured => Ok(status(&snapshot, specs)),
+        Reaction::Configured => Ok(status(&snapshot, view)),
         Reaction::ConfigureFailed => internal(format!("compute configuration failed: {:?}", error())),
         Reaction::ConfigureSuperseded => {
             let text = "the compute went down before the spec was applied";
@@ -208,9 +237,9 @@ pub(super) fn answered(
 }
 
 /// The body of `GET /status`, which a successful `/configure` answers too.
-pub(super) fn status(snapshot: &Snapshot, specs: &dyn SpecIntake) -> Response {
+pub(super) fn status(snapshot: &Snapshot, view: View<'_>) -> Response {
     let Identity { tenant, timeline } =
-        snapshot.spec.map(|revision| specs.identity(revision)).unwrap_or_default();
+        snapshot.spec.map(|revision| view.specs.identity(revision)).unwrap_or_default();
     let body = Status {
         start_time: with_letter(snapshot.start_time),
         tenant,
@@ -219,6 +248,7 @@ pub(super) fn status(snapshot: &Snapshot, specs: &dyn SpecIntake) -> Response {
         // The original writes this one with an offset instead of the letter, and Go clients parse either.
         last_active: snapshot.last_active.map(with_offset),
         error: snapshot.error.as_deref(),
+        storage: (snapshot.status == ComputeStatus::Init).then(|| Preparation::of(view.progress)).flatten(),
     };
     json(StatusCode::OK, &body)
 }
@@ -343,8 +373,8 @@ mod tests {
             last_active: None,
         };
         let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
-        let problem =
-            answered(Ok(Answer { reply, snapshot: snapshot.into() }), &NoSpecs).expect_err("refused");
+        let view = View { specs: &NoSpecs, progress: &Progress::default() };
+        let problem = answered(Ok(Answer { reply, snapshot: snapshot.into() }), view).expect_err("refused");
         assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(problem.text, "the end of the last postmaster is not confirmed");
     }

@@ -18,10 +18,10 @@ use warp::path::FullPath;
 use warp::reject::Rejection;
 use warp::reply::{Reply, Response};
 
+use super::Context;
 use super::body::{Received, Room};
 use super::query::{self, query};
-use super::response::{self, Problem, WrongMethod};
-use super::{Context, SpecIntake};
+use super::response::{self, Problem, View, WrongMethod};
 use crate::limits;
 use crate::spec::document::ConfigurationRequest;
 
@@ -43,8 +43,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn specs(&self) -> &dyn SpecIntake {
-        &*self.context.specs
+    fn view(&self) -> View<'_> {
+        View { specs: &*self.context.specs, progress: &self.context.progress }
     }
 }
 
@@ -97,11 +97,13 @@ type Handled = Result<Response, Problem>;
 type Guarded = Result<Arc<Shared>, Problem>;
 
 fn status(shared: Arc<Shared>) -> Handled {
-    Ok(response::status(&shared.context.engine.snapshot(), shared.specs()))
+    Ok(response::status(&shared.context.engine.snapshot(), shared.view()))
 }
 
 fn metrics(shared: Arc<Shared>) -> Handled {
-    response::metrics(shared.context.metrics.render(shared.context.engine.queue_depth()))
+    let context = &shared.context;
+    context.metrics.preparation(&context.progress);
+    response::metrics(context.metrics.render(context.engine.queue_depth()))
 }
 
 async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>) -> Handled {
@@ -115,7 +117,7 @@ async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>)
         let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
         let answer = shared.context.engine.configure(accepted.outline).await;
         drop(accepted.held);
-        response::answered(answer, shared.specs())
+        response::answered(answer, shared.view())
     })
     .await
 }
@@ -123,14 +125,14 @@ async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>)
 async fn terminate(shared: Guarded, query: Option<String>) -> Handled {
     let shared = shared?;
     let mode = query.as_deref().map_or(Ok(TerminateMode::Fast), termination_mode)?;
-    detached(async move { response::answered(shared.context.engine.terminate(mode).await, shared.specs()) })
+    detached(async move { response::answered(shared.context.engine.terminate(mode).await, shared.view()) })
         .await
 }
 
 async fn refresh(shared: Arc<Shared>) -> Handled {
     // Whatever comes of it: each call is a sign of trouble with a pageserver.
     shared.context.metrics.refresh_requested();
-    response::answered(shared.context.engine.refresh().await, shared.specs())
+    response::answered(shared.context.engine.refresh().await, shared.view())
 }
 
 /// Work that goes on when the client goes away, because dropping the handler does not drop it.

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -41,8 +42,14 @@ pub(super) async fn warm_up(context: &Context) -> Result<(), WarmUpError> {
     storage::warm_up(context).await.map_err(WarmUpError::Template)?;
     let place = beside(context.pgdata.path());
     let claimed = blocking(move || DataDir::claim(&place).map_err(WarmUpError::Pgdata)).await?;
-    let throw_away =
-        Context { pgdata: claimed.clone(), overwrite_foreign: false, restart: false, ..context.clone() };
+    let throw_away = Context {
+        pgdata: claimed.clone(),
+        overwrite_foreign: false,
+        restart: false,
+        // Nobody waits for this one.
+        progress: Arc::default(),
+        ..context.clone()
+    };
     let outcome = start_and_stop(&throw_away).await;
     // Also what a cancelled preparation left. What it refused is refused here again.
     let removed = blocking(move || remove(&claimed)).await;

@@ -1,27 +1,27 @@
 //! The real outside: storage, Postgres, catalog, control plane.
 
+mod work;
+
+pub(super) use work::servable;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Revision, StopMode};
+use compute_states::{Epoch, Exit, FailureClass, Revision, StopMode};
 use tokio_util::sync::CancellationToken;
 
-use super::afterwards::{Afterwards, Task};
-use super::error::StartError;
+use super::afterwards::Afterwards;
 use super::intake::Intake;
-use super::warm_up;
-use crate::catalog::{self, ConnectionSettings, Profile};
-use crate::control_plane::{self, Source};
+use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
-use crate::postgres::conf::{self, Conf};
-use crate::postgres::settings::{Change, Reload, Settings, SettingsError, SizeLimitLifted};
-use crate::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster, SweepOutcome, hba, process};
+use crate::postgres::settings::{Reload, Settings};
+use crate::postgres::{DataDir, Fact, Installation, Postmaster, SweepOutcome, process};
 use crate::secret::Secret;
-use crate::spec::resolve::{Mode, StorageKind};
+use crate::spec::resolve::StorageKind;
 use crate::spec::store::StoredSpec;
-use crate::storage::{self, Context, StorageError};
+use crate::storage::Progress;
 use crate::telemetry::Metrics;
 
 /// What this node works with; the same for its whole life.
@@ -45,6 +45,8 @@ pub(super) struct Parts {
     /// Catalog work that serving does not wait for.
     pub afterwards: Afterwards,
     pub settings: Settings,
+    /// How far the preparation of the data directory is.
+    pub progress: Arc<Progress>,
     /// What the store has to keep.
     pub documents: Mutex<BTreeMap<Needed, Arc<StoredSpec>>>,
 }
@@ -143,7 +145,7 @@ impl World for RealWorld {
                 }
                 Work::FinalSync { .. } => {
                     let kind = StorageKind::Neon;
-                    Err(WorkError::plain(FailureClass::Permanent, unserved(kind)))
+                    Err(WorkError::plain(FailureClass::Permanent, work::unserved(kind)))
                 }
             }
         }
@@ -171,7 +173,7 @@ impl World for RealWorld {
                 return Err(WorkError::cancelled());
             }
             // Not under the lock: the loop takes it too, and must not wait for a program to be loaded.
-            let (process, mut events) = Postmaster::spawn(launch).map_err(permanent)?;
+            let (process, mut events) = Postmaster::spawn(launch).map_err(work::permanent)?;
             tracing::info!(pid = process.pid(), "postmaster spawned");
             {
                 let mut slot = lock(&slot);
@@ -219,282 +221,11 @@ impl World for RealWorld {
     }
 }
 
-impl Parts {
-    /// Whether this node can serve the spec, before anything is touched.
-    fn check(&self, spec: Revision) -> Result<Done, WorkError> {
-        let stored = self.stored(spec)?;
-        servable(&stored)?;
-        storage::open(&stored).map_err(permanent)?;
-        self.render(&stored)?;
-        Ok(Done::Done)
-    }
-
-    fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
-        let missing = || format!("the spec document of revision {} is gone; this is a bug", spec.0);
-        let stored = self.intake.specs().get(spec.0);
-        let stored = stored.ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))?;
-        self.hold(Needed::Wanted, stored.clone());
-        Ok(stored)
-    }
-
-    fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
-        // Every change is one insertion, so a panic elsewhere cannot have left half of one behind.
-        self.documents.lock().unwrap_or_else(PoisonError::into_inner).insert(needed, document);
-    }
-
-    fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
-        let conf = Conf {
-            spec: &stored.document,
-            profile: Profile::of(&stored.resolved),
-            privileged_role: &self.privileged_role,
-            internal_http_port: self.internal_http_port,
-            tls: false,
-            mmap_shared_memory: conf::strict_overcommit(),
-            lakebase_port: None,
-            extras: &[],
-        };
-        conf::render(&conf).map_err(permanent)
-    }
-
-    async fn warm_up(&self, token: &CancellationToken) -> Result<Done, WorkError> {
-        match warm_up::warm_up(&self.context(false, token)).await {
-            Err(_) if token.is_cancelled() => Err(WorkError::cancelled()),
-            other => other.map(|()| Done::Done).map_err(permanent),
-        }
-    }
-
-    /// Refuses what cannot be started while everything is still untouched. Later the same things are found by
-    /// the work that meets them.
-    pub(super) async fn refuse_early(&self, spec: Revision) -> Result<(), StartError> {
-        self.check(spec)?;
-        let stored = self.stored(spec)?;
-        let storage = storage::open(&stored)?;
-        storage.judge(&self.context(false, &CancellationToken::new())).await?;
-        Ok(())
-    }
-
-    fn context(&self, restart: bool, cancel: &CancellationToken) -> Context {
-        Context {
-            installation: self.installation.clone(),
-            pgdata: self.pgdata.clone(),
-            superuser: self.superuser.clone(),
-            cache: self.cache.clone(),
-            overwrite_foreign: self.overwrite_foreign,
-            restart,
-            cancel: cancel.clone(),
-        }
-    }
-
-    async fn prepare(
-        &self,
-        spec: Revision,
-        restart: bool,
-        token: &CancellationToken,
-    ) -> Result<Done, WorkError> {
-        let stored = self.stored(spec)?;
-        servable(&stored)?;
-        // Rendered first: a spec that cannot be written must not cost a data directory.
-        let text = self.render(&stored)?;
-        let storage = storage::open(&stored).map_err(permanent)?;
-        let prepared = storage.prepare(&self.context(restart, token)).await.map_err(storage_error)?;
-        tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
-        self.write_files(text).await?;
-        Ok(Done::Done)
-    }
-
-    async fn write_files(&self, conf_text: String) -> Result<(), WorkError> {
-        let pgdata = self.pgdata.path().to_owned();
-        blocking(move || {
-            conf::write(&pgdata, &conf_text)?;
-            hba::allow_password_logins(&pgdata)?;
-            // Included by the settings; the server would log that it is missing.
-            conf::clear_override(&pgdata)?;
-            Ok::<(), conf::WriteError>(())
-        })
-        .await
-    }
-
-    fn launch(&self, spec: Revision) -> Result<Launch, WorkError> {
-        let stored = self.stored(spec)?;
-        let token = stored.document.storage_auth_token.clone();
-        let mut env: Vec<_> = token.map(|token| ("NEON_AUTH_TOKEN".into(), token)).into_iter().collect();
-        // Neon's extension forwards DDL to the control plane with it; nobody else below us has a use for it.
-        if stored.resolved.storage == StorageKind::Neon
-            && let Ok(token) = std::env::var(control_plane::TOKEN_VARIABLE)
-        {
-            env.push((control_plane::TOKEN_VARIABLE.into(), Secret::new(token)));
-        }
-        Ok(Launch {
-            installation: self.installation.clone(),
-            pgdata: self.pgdata.clone(),
-            options: Vec::new(),
-            env,
-            log: LogSink::stderr(),
-        })
-    }
-
-    async fn apply(
-        &self,
-        spec: Revision,
-        first: bool,
-        reload: &Reload,
-        token: &CancellationToken,
-    ) -> Result<Done, WorkError> {
-        let stored = self.stored(spec)?;
-        let server =
-            ConnectionSettings::new(&self.connstr, Profile::of(&stored.resolved)).map_err(permanent)?;
-        let pgdata = self.pgdata.path();
-        if first {
-            self.settings.started();
-        } else {
-            servable(&stored)?;
-            let text = self.render(&stored)?;
-            let change = Change { pgdata, text: &text, server: &server, reload };
-            Box::pin(self.settings.change(change, token)).await.map_err(settings_error)?;
-        }
-        if stored.resolved.mode == Mode::Primary {
-            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
-        }
-        self.hold(Needed::Applied, stored);
-        Ok(Done::Done)
-    }
-
-    async fn apply_catalog(
-        &self,
-        stored: &StoredSpec,
-        server: ConnectionSettings,
-        first: bool,
-        reload: &Reload,
-        token: &CancellationToken,
-    ) -> Result<(), WorkError> {
-        self.afterwards.stop().await;
-        let document = &stored.document;
-        let task = if document.skip_pg_catalog_updates {
-            if Profile::of(&stored.resolved) != Profile::Neon {
-                return Ok(());
-            }
-            Task::UpdateNeon
-        } else {
-            // Before the session, which is to have what it says.
-            let lifted = match Profile::of(&stored.resolved) {
-                Profile::Neon => {
-                    Some(SizeLimitLifted::lift(self.pgdata.path(), reload).await.map_err(permanent)?)
-                }
-                Profile::Standard => None,
-            };
-            let connected = catalog::connect_patiently(&server, token).await.map_err(transient)?;
-            let connection = connected.ok_or_else(WorkError::cancelled)?;
-            let options = catalog::Options {
-                privileged_role: self.privileged_role.clone(),
-                profile: Profile::of(&stored.resolved),
-                concurrency: concurrency(stored, first),
-            };
-            let applied = catalog::apply(&connection, document, &options, token).await;
-            let applied = applied.map_err(|error| match error {
-                catalog::ApplyError::Cancelled => WorkError::cancelled(),
-                other => permanent(other),
-            })?;
-            if let Some(lifted) = lifted {
-                lifted.end(document.drop_subscriptions_before_start).await.map_err(permanent)?;
-            }
-            tracing::info!(statements = applied.statements, "catalog applied");
-            Task::Migrations(applied.migrations)
-        };
-        self.afterwards.begin(task, server, self.metrics.clone());
-        Ok(())
-    }
-
-    async fn fetch(&self, applied: Option<Revision>, token: &CancellationToken) -> Result<Done, WorkError> {
-        let Some(source) = &self.source else {
-            let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
-            return Err(WorkError::plain(FailureClass::Permanent, text));
-        };
-        let fetched = source
-            .fetch(&self.metrics, token)
-            .await
-            .map_err(|error| WorkError::new(error.class(), &error))?;
-        let Some(document) = fetched.spec else { return Ok(Done::Fetched(FetchedSpec::NoSpec)) };
-        let (spec, stored) = self
-            .intake
-            .take(document)
-            .map_err(|text| WorkError::plain(FailureClass::Transient, format!("the fetched spec: {text}")))?;
-        let same_pageservers = applied
-            .and_then(|applied| self.intake.specs().get(applied.0))
-            .is_some_and(|applied| applied.resolved.same_pageservers(&stored.resolved));
-        self.hold(Needed::Fetched, stored);
-        Ok(Done::Fetched(FetchedSpec::Spec { spec, same_pageservers }))
-    }
-}
-
-/// Whether this build serves what the spec asks for.
-pub(super) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
-    let resolved = &stored.resolved;
-    if resolved.storage.missing().is_some() {
-        return Err(WorkError::plain(FailureClass::Permanent, unserved(resolved.storage)));
-    }
-    if resolved.mode != Mode::Primary {
-        let text = format!(
-            "mode {} is not served with storage kind `{}` yet: only Primary is",
-            resolved.mode, resolved.storage
-        );
-        return Err(WorkError::plain(FailureClass::Permanent, text));
-    }
-    Ok(())
-}
-
-/// How many databases are worked on at once.
-fn concurrency(stored: &StoredSpec, first: bool) -> usize {
-    if first {
-        catalog::Options::start_concurrency(conf::max_connections(&stored.document.cluster))
-    } else {
-        stored.document.reconfigure_concurrency.max(1)
-    }
-}
-
 fn stop_mode(mode: StopMode) -> crate::postgres::StopMode {
     match mode {
         StopMode::Fast => crate::postgres::StopMode::Fast,
         StopMode::Immediate => crate::postgres::StopMode::Immediate,
         StopMode::Kill => crate::postgres::StopMode::Kill,
-    }
-}
-
-fn unserved(kind: StorageKind) -> String {
-    kind.missing().unwrap_or("this storage kind has no final sync").to_owned()
-}
-
-fn permanent(error: impl std::error::Error + 'static) -> WorkError {
-    WorkError::new(FailureClass::Permanent, &error)
-}
-
-/// A full disk can be emptied, and a server can come back; what is not ours stays so.
-fn storage_error(error: StorageError) -> WorkError {
-    if error.is_cancelled() {
-        return WorkError::cancelled();
-    }
-    let passes = error.is_disk_full() || error.is_unreachable();
-    let class = if passes { FailureClass::Transient } else { FailureClass::Permanent };
-    WorkError::new(class, &error)
-}
-
-fn transient(error: impl std::error::Error + 'static) -> WorkError {
-    WorkError::new(FailureClass::Transient, &error)
-}
-
-fn settings_error(error: SettingsError) -> WorkError {
-    match error {
-        SettingsError::Cancelled => WorkError::cancelled(),
-        error if error.is_permanent() => permanent(error),
-        error => transient(error),
-    }
-}
-
-async fn blocking<E: std::error::Error + Send + 'static>(
-    work: impl FnOnce() -> Result<(), E> + Send + 'static,
-) -> Result<(), WorkError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(permanent),
-        Err(error) => Err(WorkError::new(FailureClass::Panicked, &error)),
     }
 }
 

@@ -24,15 +24,16 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::libc::O_NONBLOCK;
 use tokio_util::sync::CancellationToken;
 
-use super::unpack::{self, Options, Progress, UnpackError};
-use super::{Context, Prepared, Storage, StorageError, blocking, kept_for_restart, rule, same_version};
+use super::unpack::{self, Options, UnpackError};
+use super::{
+    Context, Phase, Prepared, Storage, StorageError, blocking, kept_for_restart, rule, same_version,
+};
 use crate::postgres::{ClearRule, DataDir};
 use crate::spec::archive::{ArchiveSource, ArchiveSpec};
 use download::Download;
@@ -95,7 +96,6 @@ pub enum ArchiveError {
 pub struct Archive {
     spec: ArchiveSpec,
     timing: Timing,
-    progress: Arc<Progress>,
 }
 
 impl Archive {
@@ -106,12 +106,7 @@ impl Archive {
 
     /// The same with another patience.
     pub fn with_timing(spec: ArchiveSpec, timing: Timing) -> Self {
-        Self { spec, timing, progress: Arc::default() }
-    }
-
-    /// How far the unpacking is, for whoever wants to show it.
-    pub fn progress(&self) -> Arc<Progress> {
-        self.progress.clone()
+        Self { spec, timing }
     }
 }
 
@@ -146,6 +141,8 @@ async fn prepare(archive: &Archive, context: &Context) -> Result<Prepared, Stora
         Ok(pgdata.judge(rule)?)
     })
     .await?;
+    context.progress.reset();
+    context.progress.enter(Phase::Connecting);
     // Before anything is removed: there may be no such archive.
     let opening = context.cancel.run_until_cancelled(open(archive)).await;
     let source = opening.ok_or(StorageError::Cancelled)??;
@@ -202,8 +199,8 @@ async fn fill(archive: &Archive, context: &Context, source: Opened) -> Result<()
         digest: spec.sha256.is_some(),
         ..Options::default()
     };
-    let progress = archive.progress();
-    progress.reset();
+    let progress = context.progress.clone();
+    progress.enter(Phase::Receiving);
     let (into, cancel) = (context.pgdata.clone(), &context.cancel);
     let unpacked = match source {
         Opened::File(file) => unpack::unpack_file(file, into, options, progress.clone(), cancel).await,
@@ -212,6 +209,7 @@ async fn fill(archive: &Archive, context: &Context, source: Opened) -> Result<()
         }
     };
     let unpacked = unpacked.map_err(cause)?;
+    progress.enter(Phase::Verifying);
     if let (Some(expected), Some(found)) = (spec.sha256, unpacked.digest)
         && expected != found
     {

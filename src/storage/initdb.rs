@@ -25,7 +25,7 @@ use futures_util::future::BoxFuture;
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Prepared, Storage, StorageError, blocking, identity, kept_for_restart, rule};
+use super::{Context, Phase, Prepared, Storage, StorageError, blocking, identity, kept_for_restart, rule};
 use crate::limits;
 use crate::postgres::process;
 use crate::postgres::{ClearRule, Installation};
@@ -76,6 +76,7 @@ async fn prepare(context: &Context) -> Result<Prepared, StorageError> {
 /// Clears the directory, as far as `rule` permits, and puts a fresh cluster into it. It is left marked as
 /// unfinished; the caller declares what it is.
 pub(super) async fn fill(context: &Context, rule: ClearRule) -> Result<(), StorageError> {
+    context.progress.enter(Phase::Initializing);
     // Clearing first: it refuses what must not be touched before half a second goes into a template.
     let pgdata = context.pgdata.clone();
     blocking(&context.cancel, move |cancel| Ok(pgdata.clear(rule, cancel)?)).await?;

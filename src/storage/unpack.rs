@@ -31,7 +31,6 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -41,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits;
 use crate::postgres::DataDir;
+use crate::storage::Progress;
 use entries::Feed;
 use stream::Piece;
 
@@ -102,38 +102,6 @@ pub struct Options {
     pub digest: bool,
     /// Bounds.
     pub limits: Limits,
-}
-
-/// How far the work is. Cheap to write and to read at any time, by anybody.
-#[derive(Debug, Default)]
-pub struct Progress {
-    received: AtomicU64,
-    files: AtomicU64,
-    written: AtomicU64,
-}
-
-impl Progress {
-    /// Bytes of the source, compressed as they came.
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    /// Files finished.
-    pub fn files(&self) -> u64 {
-        self.files.load(Ordering::Relaxed)
-    }
-
-    /// Bytes written to files.
-    pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
-    }
-
-    /// For a further try.
-    pub fn reset(&self) {
-        for counter in [&self.received, &self.files, &self.written] {
-            counter.store(0, Ordering::Relaxed);
-        }
-    }
 }
 
 /// What unpacking came to.

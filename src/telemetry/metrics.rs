@@ -12,6 +12,8 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::storage::Progress;
+
 /// Label of the image this program was built into. A compile-time value, as in the original.
 pub const BUILD_TAG: &str = match option_env!("BUILD_TAG") {
     Some(tag) => tag,
@@ -37,6 +39,7 @@ pub struct Metrics {
     migrations_failed: IntCounterVec,
     settings_reloads: IntCounterVec,
     pending_restart: IntGauge,
+    prepared_bytes: IntGaugeVec,
 }
 
 impl Default for Metrics {
@@ -119,6 +122,16 @@ impl Metrics {
                 "Settings whose new value Postgres takes only when it is started again",
             ),
         );
+        let prepared_bytes = register(
+            &registry,
+            IntGaugeVec::new(
+                Opts::new(
+                    "compute_ctl_storage_bytes",
+                    "Bytes of the last preparation of the data directory: received from its source, written to files",
+                ),
+                &["direction"],
+            ),
+        );
         let events = EventKind::ALL
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
@@ -136,6 +149,7 @@ impl Metrics {
             migrations_failed,
             settings_reloads,
             pending_restart,
+            prepared_bytes,
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -191,6 +205,14 @@ impl Metrics {
     /// Counts a change of the settings of a running Postgres: `applied`, `refused` or `failed`.
     pub fn settings_reload(&self, outcome: &str) {
         self.settings_reloads.with_label_values(&[outcome]).inc();
+    }
+
+    /// Notes how far the preparation of the data directory is.
+    pub fn preparation(&self, progress: &Progress) {
+        for (direction, bytes) in [("received", progress.received()), ("written", progress.written())] {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.prepared_bytes.with_label_values(&[direction]).set(bytes);
+        }
     }
 
     /// Notes how many settings wait for Postgres's next start.

@@ -66,6 +66,7 @@ impl Lab {
             cache: self.cache.path().to_owned(),
             overwrite_foreign: false,
             restart: false,
+            progress: Arc::default(),
             cancel: CancellationToken::new(),
         }
     }

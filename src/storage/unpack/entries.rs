@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use sha2::{Digest, Sha256};
 use tar::{Archive, Entry, EntryType, PaxExtensions};
@@ -17,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::stream::{Counted, Noted, Notes, Piece, Pieces, Source, Trouble, decode};
 use super::tree::{self, Tree, TreeError};
-use super::{Options, Progress, Refusal, Shape, UnpackError, Unpacked, shown};
+use super::{Options, Refusal, Shape, UnpackError, Unpacked, shown};
 use crate::limits;
 use crate::postgres::DataDir;
 use crate::postgres::pgdata::{MARKER, MARKER_NEW};
+use crate::storage::Progress;
 
 const BLOCK: u64 = 512;
 
@@ -216,9 +216,9 @@ impl Unpacker<'_> {
             }
             tree::write(&mut file, &self.buffer[..length]).map_err(tree_error)?;
             got += length as u64;
-            self.progress.written.fetch_add(length as u64, Ordering::Relaxed);
+            self.progress.add_written(length as u64);
         }
-        self.progress.files.fetch_add(1, Ordering::Relaxed);
+        self.progress.add_file();
         Ok(())
     }
 

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
@@ -13,8 +12,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use super::{Format, Progress, Shape, UnpackError};
+use super::{Format, Shape, UnpackError};
 use crate::limits;
+use crate::storage::Progress;
 
 /// What a source sends.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub(super) struct Notes {
 
 impl Notes {
     fn take_down(&self, chunk: &[u8]) {
-        self.progress.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        self.progress.add_received(chunk.len() as u64);
         if let Some(digest) = self.digest.borrow_mut().as_mut() {
             digest.update(chunk);
         }
