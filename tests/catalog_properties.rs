@@ -44,6 +44,13 @@ fn no_spec() -> Value {
     })
 }
 
+/// What the server says of a session whose client has gone.
+const ENDINGS: [&str; 3] = [
+    "terminating connection due to administrator command",
+    "could not send data to client",
+    "connection to client lost",
+];
+
 /// A server with the tests' own sessions, to which it returns after each case.
 struct Bench {
     admin: Observer,
@@ -107,15 +114,12 @@ impl Bench {
         let mark = format!("mark {} of this test", self.marks);
         self.marker.run(&format!("SELECT '{mark}'")).await;
         let mut sessions: Vec<(i64, Session)> = Vec::new();
-        // A session of ours may still be closing when its database is dropped, together with all sessions in it.
-        let ended = ["terminating connection due to administrator command", "could not send data to client"];
         for Entry { pid, database, application, message } in self.log.until(&mark) {
-            if ended.iter().any(|end| message.starts_with(end)) {
-                continue;
-            }
-            // Newer servers are told so at the start of each session.
-            if application != "compute_ctl:apply_config" || message.starts_with("statement: SET transaction_")
-            {
+            // Newer servers are told so at the start of each session; and one that we have left already may be ended
+            // by the drop of its database.
+            let beside = ENDINGS.iter().any(|ending| message.starts_with(ending))
+                || message.starts_with("statement: SET transaction_");
+            if application != "compute_ctl:apply_config" || beside {
                 continue;
             }
             match sessions.iter_mut().find(|(of, _)| *of == pid) {
@@ -243,6 +247,18 @@ impl Bench {
             .map(|name| ident(name))
             .collect();
         if !roles.is_empty() {
+            // What a role passes on outlives its own right to it as long as a group of its has that too.
+            let members = "SELECT g.rolname::text, m.rolname::text FROM pg_auth_members a \
+                           JOIN pg_authid g ON g.oid = a.roleid JOIN pg_authid m ON m.oid = a.member";
+            for row in admin.rows(members).await {
+                let (group, member) = (ident(row.get(0)), ident(row.get(1)));
+                if roles.contains(&member) {
+                    admin.run(&format!("REVOKE {group} FROM {member}")).await;
+                }
+            }
+            for role in &roles {
+                admin.run(&format!("ALTER ROLE {role} NOSUPERUSER")).await;
+            }
             for role in &roles {
                 admin.run(&format!("DROP OWNED BY {role} CASCADE")).await;
             }
@@ -370,7 +386,7 @@ fn judge(most_acts: usize) {
     }
     let (possible, refused) = (possible.get(), refused.get());
     eprintln!("second specs: {possible} applied, {refused} refused");
-    assert!(possible > refused, "most cases are possible");
+    assert!(possible > refused && refused > 0, "the cases are of both kinds");
 }
 
 #[test]

@@ -186,6 +186,15 @@ impl RoleAttributes {
         differing
     }
 
+    /// The unknown options, less those which PostgreSQL takes in `CREATE ROLE` and not in `ALTER ROLE`.
+    pub fn others_of_present(&self) -> Vec<GenericOption> {
+        const AT_CREATION: [&str; 4] = ["ADMIN", "ROLE", "USER", "SYSID"];
+        let only_then = |option: &&GenericOption| {
+            AT_CREATION.iter().any(|name| option.name.trim().eq_ignore_ascii_case(name))
+        };
+        self.others.iter().filter(|option| !only_then(option)).cloned().collect()
+    }
+
     /// Whether nothing is declared.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -111,6 +111,9 @@ pub fn plan(existing: &Existing, spec: &ComputeSpec, options: &Options) -> Resul
     Ok(Plan::new(planner.steps, migrations)?)
 }
 
+/// What PostgreSQL, and this program through it, copies new databases from.
+const TEMPLATES: [&str; 2] = ["template0", "template1"];
+
 /// A role in the imagined future.
 #[derive(Clone, Copy, Default)]
 struct RoleState<'a> {
@@ -155,6 +158,7 @@ impl<'a> Planner<'a> {
             deltas::unique(Kind::Database, &spec.cluster.databases, |database| &database.name)?;
         deltas::check_renames(Kind::Role, deltas)?;
         deltas::check_renames(Kind::Database, deltas)?;
+        deltas::check_deletions(deltas, |name| wanted_databases.contains_key(name))?;
         let key_sets = spec.local_proxy_config.as_ref().and_then(|proxy| proxy.jwks.as_ref());
         let jwt_roles =
             key_sets.into_iter().flatten().flat_map(|set| &set.role_names).map(String::as_str).collect();
@@ -201,7 +205,7 @@ impl<'a> Planner<'a> {
     }
 
     fn protect_database(&self, action: &'static str, name: &str) -> Result<(), PlanError> {
-        if name == self.existing.current_database {
+        if name == self.existing.current_database || TEMPLATES.contains(&name) {
             return Err(PlanError::Protected { action, kind: Kind::Database, name: name.to_owned() });
         }
         Ok(())

@@ -74,7 +74,7 @@ const SETTINGS: [(&str, &str); 27] = [
     ("session_replication_role", "origin"),
     ("local_preload_libraries", "nowhere"),
     ("DateStyle", "German"),
-    ("TimeZone", "Asia/Kolkata"),
+    ("TimeZone", "'Asia/Kolkata'"),
     ("standard_conforming_strings", "off"),
     ("default_transaction_isolation", "serializable"),
     ("default_transaction_deferrable", "on"),
@@ -142,8 +142,12 @@ pub(super) fn script(draft: &Draft, acts: &[Act]) -> (Vec<(String, String)>, Vec
         // What does not apply to this draft is not done.
         let _ = script.act(number, act);
     }
-    // What closes a database comes last.
-    script.statements.sort_by_key(|(_, sql)| sql.contains("datconnlimit") || sql.contains("ALLOW_CONN"));
+    // What closes a database comes last. Superusers are made first: PostgreSQL lets nobody revoke what one of them
+    // has granted as an ordinary role.
+    script.statements.sort_by_key(|(_, sql)| {
+        let closes = sql.contains("datconnlimit") || sql.contains("ALLOW_CONNECTIONS");
+        if sql.ends_with(" SUPERUSER") { 0 } else { 1 + u8::from(closes) }
+    });
     (script.statements, script.sessions)
 }
 
@@ -294,7 +298,7 @@ impl Script<'_> {
                 self.shut(&db, sql);
             }
             Act::Subscription(db) => {
-                let db = self.database(*db)?;
+                let db = self.database(*db).filter(|db| !self.is_shut(db))?;
                 self.run(
                     &db,
                     format!(
@@ -383,15 +387,19 @@ impl Script<'_> {
         self.statements.iter().any(|(name, sql)| name == db && sql.starts_with("DROP SCHEMA public"))
     }
 
+    /// Whether it is to be closed in the end.
+    fn is_shut(&self, db: &str) -> bool {
+        let text = format!("'{}'", db.replace('\'', "''"));
+        self.statements.iter().any(|(_, done)| {
+            (done.contains("datconnlimit") && done.contains(&text))
+                || (done.contains("ALLOW_CONNECTIONS") && done.contains(&ident(db)))
+        })
+    }
+
     /// Once, and not with subscriptions inside: those keep a database, and nobody can enter to drop them.
     fn shut(&mut self, db: &str, sql: String) {
-        let text = db.replace('\'', "''");
-        let in_the_way = |(name, done): &(String, String)| {
-            (name == db && done.contains("SUBSCRIPTION"))
-                || (done.contains("datconnlimit") && done.contains(&format!("'{text}'")))
-                || (done.contains("ALLOW_CONNECTIONS") && done.contains(&ident(db)))
-        };
-        if !self.statements.iter().any(in_the_way) && !self.sessions.iter().any(|name| name == db) {
+        let subscribes = self.statements.iter().any(|(name, sql)| name == db && sql.contains("SUBSCRIPTION"));
+        if !subscribes && !self.is_shut(db) && !self.sessions.iter().any(|name| name == db) {
             self.run("postgres", sql);
         }
     }

@@ -24,7 +24,7 @@ impl Planner<'_> {
                 "delete_db" if exists(&op.name) && !is_replaced(Kind::Database, self.deltas, at, exists) => {
                     self.protect_database("delete", &op.name)?;
                     let database = self.databases.remove(&op.name);
-                    self.delete_database(&op.name, database.and_then(|database| database.now));
+                    self.delete_database(&op.name, database.and_then(|database| database.now))?;
                 }
                 "rename_db" => {
                     let Some(to) = rename_target(Kind::Database, self.deltas, at, wanted, exists)? else {
@@ -42,14 +42,22 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn delete_database(&mut self, name: &str, now: Option<(&str, &ExistingDatabase)>) {
-        let Some((_, now)) = now else { return };
+    fn delete_database(
+        &mut self,
+        name: &str,
+        now: Option<(&str, &ExistingDatabase)>,
+    ) -> Result<(), PlanError> {
+        let Some((_, now)) = now else { return Ok(()) };
         // A database with subscriptions cannot be dropped, and only a session inside can drop those.
-        if !now.subscriptions.is_empty() && now.allows_connections() {
+        if !now.subscriptions.is_empty() {
+            if !now.allows_connections() {
+                return Err(PlanError::Subscribed { name: name.to_owned() });
+            }
             let (database, names) = (name.to_owned(), now.subscriptions.clone());
             self.steps.push(Step::DropSubscriptions { database, names });
         }
         self.steps.push(Step::DropDatabase { name: name.to_owned(), is_template: now.is_template() });
+        Ok(())
     }
 
     /// The listed databases.

@@ -1,7 +1,7 @@
 //! The delta operations: which of them are still to be done.
 //!
 //! They are repeated with every apply of their spec, so each has to know when it has been done. Deletions and
-//! renames of something absent have. A rename has, when both its names are taken and both are wanted. And an
+//! renames of something absent have. A rename has, when both its names are taken and the old one is wanted. And an
 //! object is not the one to delete or rename any more, when a later operation renames something onto that name
 //! and has been done: its source is gone, or is itself what a still later operation brought there.
 
@@ -59,6 +59,27 @@ pub(super) fn check_renames(kind: Kind, deltas: &[DeltaOp]) -> Result<(), PlanEr
     Ok(())
 }
 
+/// Refuses to delete a database that is listed, unless something else is renamed onto its name afterwards: it would
+/// be dropped and made anew, empty, with each apply.
+pub(super) fn check_deletions(deltas: &[DeltaOp], wanted: impl Fn(&str) -> bool) -> Result<(), PlanError> {
+    let mut deleted: BTreeSet<&str> = BTreeSet::new();
+    for op in deltas {
+        match (op.action.as_str(), op.new_name.as_deref()) {
+            ("delete_db", _) => {
+                deleted.insert(&op.name);
+            }
+            ("rename_db", Some(to)) if to != op.name => {
+                deleted.remove(to);
+            }
+            _ => {}
+        }
+    }
+    match deleted.into_iter().find(|name| wanted(name)) {
+        Some(name) => Err(PlanError::DeletedAndListed { name: name.to_owned() }),
+        None => Ok(()),
+    }
+}
+
 /// Whether the object which operation `at` means has gone already, and the one that now has its name is
 /// another which a later operation brought there.
 pub(super) fn is_replaced(kind: Kind, deltas: &[DeltaOp], at: usize, exists: impl Fn(&str) -> bool) -> bool {
@@ -91,7 +112,8 @@ pub(super) fn rename_target(
     if !exists(to) {
         return Ok(Some(to));
     }
-    if wanted(to) && wanted(&op.name) {
+    // Listed in spite of its rename: it was made anew afterwards.
+    if wanted(&op.name) {
         return Ok(None);
     }
     Err(PlanError::RenameTargetExists { kind, from: op.name.clone(), to: to.to_owned() })

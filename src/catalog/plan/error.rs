@@ -51,6 +51,18 @@ pub enum PlanError {
         /// The role.
         role: String,
     },
+    /// A listed database would be dropped and made anew with each apply.
+    #[error("the spec deletes database {name:?} and lists it: each apply would lose its data")]
+    DeletedAndListed {
+        /// Its name.
+        name: String,
+    },
+    /// Only a session inside could drop what keeps a database from being dropped.
+    #[error("cannot delete database {name:?}: it has subscriptions, and refuses connections")]
+    Subscribed {
+        /// Its name.
+        name: String,
+    },
     /// A rename lacks `new_name`.
     #[error("the spec renames {kind} {name:?}, but not to what")]
     NoNewName {

@@ -113,7 +113,7 @@ impl<'a> Planner<'a> {
                 true => Password::Keep,
                 false => {
                     // What cannot be compared is set on this occasion, as the original does.
-                    attributes.others.clone_from(&declared.others);
+                    attributes.others = declared.others_of_present();
                     Password::Set(verifier.map(Cow::into_owned))
                 }
             };

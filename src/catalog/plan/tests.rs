@@ -1,3 +1,5 @@
+mod deltas;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -225,65 +227,6 @@ fn a_name_given_to_another_role_does_not_inherit_databases() {
 }
 
 #[test]
-fn renames_that_push_each_other_on_are_done_once() {
-    let deltas = json!([rename("rename_db", "b", "c"), rename("rename_db", "a", "b")]);
-    let spec = spec(json!([]), json!([]), deltas);
-    let before = server(&[], &[("a", "cloud_admin"), ("b", "cloud_admin")]);
-    assert_eq!(planned(&before, &spec), ["rename database \"b\" to \"c\"", "rename database \"a\" to \"b\""]);
-    let after = server(&[], &[("b", "cloud_admin"), ("c", "cloud_admin")]);
-    assert_eq!(planned(&after, &spec), [""; 0]);
-}
-
-#[test]
-fn a_chain_behind_a_deletion_loses_nothing_when_repeated() {
-    let deltas = json!([
-        op("delete_db", "x"),
-        rename("rename_db", "c", "x"),
-        rename("rename_db", "b", "c"),
-        rename("rename_db", "a", "b")
-    ]);
-    let spec = spec(json!([]), json!([]), deltas);
-    let four = ["a", "b", "c", "x"].map(|name| (name, "cloud_admin"));
-    assert_eq!(planned(&server(&[], &four), &spec).len(), 4);
-    assert_eq!(planned(&server(&[], &four[1..]), &spec), [""; 0]);
-}
-
-#[test]
-fn a_deletion_spares_what_was_renamed_onto_its_name() {
-    let deltas = json!([op("delete_db", "x"), rename("rename_db", "y", "x")]);
-    let wanted = spec(json!([]), json!([{ "name": "x", "owner": "cloud_admin" }]), deltas);
-    let before = server(&[], &[("x", "cloud_admin"), ("y", "cloud_admin")]);
-    assert_eq!(planned(&before, &wanted), ["drop database \"x\"", "rename database \"y\" to \"x\""]);
-    let after = server(&[], &[("x", "cloud_admin")]);
-    assert_eq!(planned(&after, &wanted), [""; 0]);
-
-    let deltas = json!([op("delete_role", "x"), rename("rename_role", "y", "x")]);
-    let wanted = spec(json!([{ "name": "x" }]), json!([]), deltas);
-    assert_eq!(planned(&server(&[("x", None)], &[]), &wanted), [""; 0]);
-    assert_eq!(planned(&server(&[("y", None)], &[]), &wanted), ["rename role \"y\" to \"x\""]);
-}
-
-#[test]
-fn deleted_databases_lose_subscriptions_and_marks_first() {
-    let mut existing = server(&[], &[("d", "cloud_admin"), ("half", "cloud_admin")]);
-    let database = existing.databases.get_mut("d").unwrap();
-    database.attributes.is_template = Some(true);
-    database.subscriptions = ["s".to_owned()].into();
-    existing.databases.get_mut("half").unwrap().is_invalid = true;
-    let spec = spec(json!([]), json!([]), json!([op("delete_db", "d"), op("delete_db", "half")]));
-    let plan = plan(&existing, &spec, &options()).unwrap();
-    let steps: Vec<_> = plan.steps().iter().map(Step::to_string).collect();
-    assert_eq!(
-        steps,
-        ["drop database \"half\"", "drop 1 subscription(s) in database \"d\"", "drop database \"d\""]
-    );
-    assert_eq!(
-        plan.steps()[2].sql().unwrap()[1..],
-        ["ALTER DATABASE \"d\" IS_TEMPLATE false", "DROP DATABASE IF EXISTS \"d\" WITH (FORCE)",]
-    );
-}
-
-#[test]
 fn a_deleted_role_hands_over_where_it_has_something() {
     let mut existing =
         server(&[("gone", None), ("a", None)], &[("d", "gone"), ("e", "a"), ("f", "gone"), ("g", "a")]);
@@ -399,6 +342,24 @@ fn a_role_with_objects_behind_a_closed_door_is_not_deleted() {
     existing.databases.get_mut("d").unwrap().attributes.allow_connections = Some(false);
     let spec = spec(json!([]), json!([]), json!([op("delete_role", "a")]));
     assert!(refused(&existing, &spec).contains("in database \"d\", which refuses connections"));
+}
+
+#[test]
+fn options_of_creation_are_not_repeated_when_a_password_changes() {
+    let options = ["ADMIN", "ROLE", "USER", "SYSID"].map(|name| option(name, Some("7"), "integer"));
+    let mut options = options.to_vec();
+    options.push(option("SOMETHING", Some("new"), "enum"));
+    let wanted =
+        spec(json!([{ "name": "a", "encrypted_password": MD5, "options": options }]), json!([]), json!([]));
+    let existing = server(&[("a", None)], &[]);
+    let plan = plan(&existing, &wanted, &self::options()).unwrap();
+    let sql: Vec<String> = plan.steps().iter().flat_map(|step| step.sql().unwrap()).collect();
+    let altered = sql.iter().find(|sql| sql.starts_with("ALTER ROLE")).unwrap();
+    assert!(altered.contains("SOMETHING new") && !altered.contains("ADMIN"), "{altered}");
+    assert!(
+        !altered.contains(" ROLE 7") && !altered.contains("USER") && !altered.contains("SYSID"),
+        "{altered}"
+    );
 }
 
 #[test]
