@@ -70,6 +70,16 @@ pub const WARM_UP_STOP: Duration = Duration::from_secs(1);
 /// How long what that server left behind may take to go: twice [`SWEEP_POLITE`].
 pub const WARM_UP_SWEEP: Duration = Duration::from_secs(1);
 
+/// How long a server whose supervisor was killed may take for its shutdown checkpoint: whoever starts a node waits
+/// for it, and what is not written is recovered.
+pub const ORPHAN_FAST: Duration = Duration::from_secs(10);
+
+/// The same for an immediate shutdown, for which PostgreSQL itself allows its processes five seconds.
+pub const ORPHAN_IMMEDIATE: Duration = Duration::from_secs(6);
+
+/// How long the kernel may take to deliver a kill.
+pub const ORPHAN_KILL: Duration = Duration::from_secs(5);
+
 /// The same for a postmaster that a fault of this program left behind.
 pub const LAST_SWEEP: Duration = Duration::from_secs(20);
 

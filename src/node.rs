@@ -31,7 +31,7 @@ use crate::http::server::Side;
 use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
 use crate::limits;
 use crate::postgres::settings::Settings;
-use crate::postgres::{DataDir, InstallError, Installation, process};
+use crate::postgres::{DataDir, InstallError, Installation, end_orphan, process};
 use crate::secret::Secret;
 use crate::signals::{self, Asked, Signals};
 use crate::spec::document::ComputeConfig;
@@ -184,8 +184,11 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     let postgres =
         Requests::new(settings, installation.tool("pg_dump"), options.privileged_role_name.clone());
     let progress = Arc::<Progress>::default();
+    let Some(pgdata) = unless_stopped(&mut signals, claim(&options.pgdata)).await? else {
+        return Ok(stopped_early().await);
+    };
     let parts = Parts {
-        pgdata: claim(&options.pgdata).await?,
+        pgdata,
         installation,
         superuser,
         cache: options.cache_dir.clone(),
@@ -322,16 +325,17 @@ fn source(options: &RunOptions) -> Option<Source> {
     }
 }
 
-/// Claims the data directory for this process, and makes sure that no server lives on it. Touches nothing in it:
+/// Claims the data directory for this process, and makes sure that no server lives on it: one that a compute_ctl had
+/// left there when it was killed is ended. Touches nothing in it:
 /// whether it may be used is not known yet.
 async fn claim(path: &Path) -> Result<Arc<DataDir>, StartError> {
+    let blocked = |error: tokio::task::JoinError| StartError::Runtime(error.into());
     let path = path.to_owned();
-    let claimed = tokio::task::spawn_blocking(move || {
-        let pgdata = DataDir::claim(&path)?;
-        pgdata.ensure_no_server()?;
-        Ok::<_, StartError>(pgdata)
-    });
-    claimed.await.map_err(|error| StartError::Runtime(error.into()))?
+    let claimed = tokio::task::spawn_blocking(move || DataDir::claim(&path)).await.map_err(blocked)??;
+    end_orphan(&claimed).await;
+    let pgdata = claimed.clone();
+    tokio::task::spawn_blocking(move || pgdata.ensure_no_server()).await.map_err(blocked)??;
+    Ok(claimed)
 }
 
 fn policy(options: &RunOptions) -> Policy {

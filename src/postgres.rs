@@ -12,6 +12,7 @@ pub mod conf;
 pub mod hba;
 pub mod install;
 mod log;
+mod orphan;
 pub mod pgdata;
 pub mod piped;
 pub mod postmaster;
@@ -22,5 +23,6 @@ pub mod settings;
 
 pub use install::{InstallError, Installation, Version};
 pub use log::LogSink;
+pub use orphan::end_orphan;
 pub use pgdata::{ClearRule, Contents, DataDir, PgdataError};
 pub use postmaster::{Fact, Launch, Postmaster, SpawnError, StopMode, SweepOutcome};

@@ -8,7 +8,6 @@ mod support;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,6 +25,7 @@ use sha2::{Digest, Sha256};
 use support::files::{Answer, File, Server};
 use support::lab::{Lab, names, patiently, until};
 use support::node::Place;
+use support::origin::{Origin, answers, archive_spec as spec};
 use support::pg;
 
 /// Short pauses; silence is borne as long as a loaded machine may need for an answer.
@@ -396,51 +396,6 @@ async fn a_cancelled_archive_is_removed_by_the_next_try() {
     );
     assert_eq!(pgdata.contents().unwrap(), Contents::Unfinished);
     assert_eq!(archive.prepare(&lab.context(&pgdata)).await.unwrap(), Prepared::Created);
-}
-
-/// A real cluster with a table in it, and settings that must not survive.
-struct Origin {
-    place: Place,
-}
-
-impl Origin {
-    fn new() -> Self {
-        let place = Place::new();
-        place.configure(&place.kept_spec());
-        let node = place.start(&[]);
-        node.wait_status("running");
-        place.sql("create table kept as select 42 as answer");
-        place.sql("alter system set work_mem = '77MB'");
-        node.terminate();
-        drop(node);
-        Self { place }
-    }
-
-    fn tar(&self, name: &str, arguments: &[&str]) -> PathBuf {
-        let path = self.place.path().join(name);
-        let mut tar = Command::new("tar");
-        tar.arg("-cf").arg(&path).args(arguments);
-        if arguments.last() == Some(&"-C") {
-            tar.arg(self.place.pgdata()).arg(".");
-        } else {
-            tar.arg("-C").arg(self.place.path()).arg("pgdata");
-        }
-        assert!(tar.status().unwrap().success());
-        path
-    }
-}
-
-fn spec(place: &Place, storage: Value) -> Value {
-    let mut spec = place.spec();
-    spec["storage"] = storage;
-    spec["storage"]["kind"] = json!("archive");
-    spec
-}
-
-fn answers(place: &Place) {
-    assert_eq!(place.sql("select answer from kept"), "42");
-    assert_eq!(place.sql("show work_mem"), "4MB");
-    assert_eq!(place.sql("select pg_is_in_recovery()"), "f");
 }
 
 fn restores(place: &Place, storage: Value) {

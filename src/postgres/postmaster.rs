@@ -27,7 +27,7 @@ use crate::secret::Secret;
 
 /// Names the postmaster in the environment of all it starts, archive and restore commands included. They are
 /// recognised by it when they have been orphaned.
-const TAG: &str = "COMPUTE_CTL_POSTMASTER";
+pub(super) const TAG: &str = "COMPUTE_CTL_POSTMASTER";
 
 /// What a server is started with.
 #[derive(Debug)]

@@ -69,6 +69,15 @@ impl Stat {
         })
     }
 
+    /// Whether the environment it was started with has this variable.
+    pub(super) fn has_variable(&self, name: &str) -> bool {
+        let names = |entry: &[u8]| {
+            entry.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'='))
+        };
+        fs::read(format!("/proc/{}/environ", self.pid))
+            .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(names))
+    }
+
     /// Whether the environment it was started with holds this assignment.
     pub(super) fn has_env(&self, assignment: &str) -> bool {
         fs::read(format!("/proc/{}/environ", self.pid))

@@ -5,7 +5,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::stop::{stop_process, wrapped};
-use crate::support::node::{Node, Place};
+use crate::support::node::{Node, Place, eventually};
 use crate::support::pg;
 
 fn kill_postmaster(node: &Node<'_>) -> i32 {
@@ -130,4 +130,44 @@ fn a_stop_from_outside_is_a_termination() {
     node.ends_with(0, &before);
     assert_eq!(node.transitions().last().unwrap(), "terminated");
     assert_eq!(place.cluster_state(), "shut down");
+}
+
+#[test]
+fn a_server_whose_supervisor_was_killed_is_stopped_in_order_by_the_next_one() {
+    let place = Place::new();
+    place.configure(&place.kept_spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    place.sql("create table t as select 42 as answer");
+    let _session = place.session("select 1");
+    let orphan = node.postmaster();
+    node.signal(Signal::SIGKILL);
+    assert_eq!(node.killed_by(), Some(9));
+    drop(node);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    assert!(node.postmaster() != orphan, "it is another one");
+    assert_eq!(place.sql("select answer from t"), "42");
+    assert!(node.log().contains(&format!("process {orphan}")), "{}", node.log());
+    assert!(!node.log().contains("not properly shut down"), "{}", node.log());
+    node.terminate();
+}
+
+#[test]
+fn neither_is_one_that_does_not_listen_in_the_way_for_ever() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    let before = place.processes();
+    let postmaster = node.postmaster();
+    stop_process(before.iter().find(|process| process.pid == postmaster).unwrap());
+    node.signal(Signal::SIGKILL);
+    assert_eq!(node.killed_by(), Some(9));
+    drop(node);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    // Somebody else reaps them.
+    eventually("the end of all of them", || before.iter().all(|process| !process.exists()).then_some(()));
+    node.terminate();
 }
