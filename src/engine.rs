@@ -17,9 +17,10 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use compute_states::state::{Init, Phase};
 use compute_states::{
-    Cause, ComputeStatus, Effect, Event, EventKind, ExitReason, Machine, Policy, RequestId, Revision, Step,
-    Verdict,
+    Cause, ComputeStatus, Effect, Event, EventKind, ExitReason, Machine, Policy, RequestId, Revision, State,
+    Step, Verdict,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -166,6 +167,7 @@ impl<W: World> Engine<W> {
         } else {
             tracing::debug!(?event, status = %after, verdict = ?verdict, "event");
         }
+        self.note_retry(verdict);
         self.publish(&event, verdict, note);
         debug_assert_eq!(self.snapshot.status, self.machine.status(), "something else is published");
         let exit = self.carry_out(step);
@@ -176,6 +178,17 @@ impl<W: World> Engine<W> {
             hook(self.journal.record());
         }
         exit
+    }
+
+    /// The failure itself was logged by the work that met it.
+    fn note_retry(&self, verdict: Verdict) {
+        if let State::Init(Init { phase: Phase::Retrying { retry, .. }, .. }) = self.machine.state()
+            && verdict == Verdict::Taken(Cause::StorageFailedForNow)
+        {
+            self.metrics.storage_retried();
+            let of = self.machine.compute().policy.storage_retries;
+            tracing::warn!(retry, of, "the data directory could not be prepared; trying again after a pause");
+        }
     }
 
     /// Publishes before any answer is sent, so that whoever was answered finds what the answer says.

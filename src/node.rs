@@ -339,13 +339,15 @@ async fn claim(path: &Path) -> Result<Arc<DataDir>, StartError> {
 }
 
 fn policy(options: &RunOptions) -> Policy {
+    let standard = Policy::default();
     Policy {
         restart: match options.restart {
             cli::RestartPolicy::Never => RestartPolicy::Never,
             cli::RestartPolicy::OnFailure => RestartPolicy::OnFailure,
         },
         crash_linger: options.crash_linger,
-        ..Policy::default()
+        storage_retries: options.storage_retries.unwrap_or(standard.storage_retries),
+        ..standard
     }
 }
 

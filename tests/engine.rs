@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Does {
     Fails,
+    /// So many times, for a reason that passes.
+    FailsAtFirst(usize),
     Panics,
     PanicsAtOnce,
     HangsUntilCancelled,
@@ -109,6 +111,11 @@ impl World for Scripted {
                 None => {}
                 Some(Does::Fails) => {
                     return Err(WorkError::plain(FailureClass::Permanent, "it cannot be done"));
+                }
+                Some(Does::FailsAtFirst(times)) => {
+                    if world.log().iter().filter(|done| *done == name).count() <= times {
+                        return Err(WorkError::plain(FailureClass::Transient, "it cannot be done yet"));
+                    }
                 }
                 Some(Does::Panics | Does::PanicsAtOnce) => panic!("boom"),
                 Some(Does::HangsUntilCancelled) => {
@@ -311,6 +318,67 @@ async fn an_answer_comes_after_what_it_says_is_published() {
     assert_eq!(handle.refresh().await.expect_err("it has ended"), Rejected::Gone);
     assert_eq!(handle.terminate(TerminateMode::Fast).await.expect_err("it has ended"), Rejected::Gone);
     assert_eq!(handle.recording().await.expect_err("it has ended"), Rejected::Gone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn storage_that_comes_back_is_waited_for() {
+    let metrics = Arc::new(Metrics::new());
+    let world = Scripted::new(&[("PrepareStorage", Does::FailsAtFirst(10)), ("ApplySpec", Does::Waits)]);
+    let (engine, handle) = engine::new(Arc::new(world.clone()), Policy::default(), metrics.clone());
+    let mut published = handle.watch();
+    let begun = Instant::now();
+    let running = tokio::spawn(engine.run());
+    handle.report(Event::Booted { spec: Some(SPEC) }).await;
+    published.wait_for(|snapshot| snapshot.fault.is_some()).await.expect("it runs");
+    for _ in 0..10 {
+        let snapshot = published.borrow_and_update().clone();
+        assert_eq!(snapshot.status, ComputeStatus::Init);
+        assert_eq!(snapshot.error.as_deref(), Some("it cannot be done yet"));
+        published.changed().await.expect("it runs");
+    }
+    // It serves nothing yet, and nothing is wrong any more.
+    let snapshot = handle.snapshot();
+    assert_eq!((snapshot.status, snapshot.error.as_deref()), (ComputeStatus::Init, None));
+    let tries = world.log().iter().filter(|done| *done == "PrepareStorage").count();
+    assert_eq!(tries, 11);
+    let (least, most) = (Duration::from_secs(42), Duration::from_secs(71));
+    assert!((least..most).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let text = metrics.render(0).expect("it can be encoded");
+    assert!(text.contains("compute_ctl_storage_retries_total 10\n"), "{text}");
+    world.0.go_on.notify_one();
+    until(&handle, ComputeStatus::Running).await;
+    handle.terminate(TerminateMode::Immediate).await.expect("answered");
+    running.await.expect("the loop did not panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn storage_that_does_not_come_back_is_given_up_or_left_when_asked() {
+    for asked in [false, true] {
+        let world = Scripted::new(&[("PrepareStorage", Does::FailsAtFirst(usize::MAX))]);
+        let (engine, handle) = world.engine(Policy { storage_retries: 3, ..Policy::default() });
+        let mut published = handle.watch();
+        let running = tokio::spawn(engine.run());
+        handle.report(Event::Booted { spec: None }).await;
+        let configured = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.configure(SPEC).await.expect("answered").reply }
+        });
+        published.wait_for(|snapshot| snapshot.fault.is_some()).await.expect("it runs");
+        let tries = || world.log().iter().filter(|done| *done == "PrepareStorage").count();
+        if asked {
+            let answer = handle.terminate(TerminateMode::Immediate).await.expect("answered");
+            assert_eq!(answer.reply, Reply::Terminated(TerminationResult::Stopped(None)));
+            assert_eq!(configured.await.expect("it is answered"), Reply::ConfigureSuperseded);
+            assert_eq!(tries(), 1);
+        } else {
+            until(&handle, ComputeStatus::Failed).await;
+            assert_eq!(handle.snapshot().error.as_deref(), Some("it cannot be done yet"));
+            assert_eq!(configured.await.expect("it is answered"), Reply::ConfigureFailed);
+            assert_eq!(tries(), 4);
+        }
+        let reason = if asked { ExitReason::Stopped } else { ExitReason::StartFailed };
+        assert_eq!(running.await.expect("the loop did not panic").ended, Ended::Exit(reason));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,7 @@ fuzz_target!(|data: &[u8]| {
         restart: if head[0] & 1 == 0 { RestartPolicy::Never } else { RestartPolicy::OnFailure },
         restart_budget: head[1] & 3,
         max_waiters: usize::from(head[2] & 3),
+        storage_retries: u16::from(head[1] >> 2 & 3),
         ..Policy::default()
     };
     let mut world = World::new(policy);
@@ -444,7 +445,8 @@ impl World {
             State::Configuration(state) => assert!(self.goes_on(state.epoch, Work::Apply)),
             State::RefreshConfiguration(state) => assert!(self.goes_on(state.epoch, Work::Apply)),
             State::Init(Init { phase, .. }) => assert!(match *phase {
-                Phase::Preparing { epoch } => self.goes_on(epoch, Work::Prepare),
+                Phase::Preparing { epoch, .. } => self.goes_on(epoch, Work::Prepare),
+                Phase::Retrying { timer, .. } => self.is_armed(timer, Timer::StorageBackoff),
                 Phase::Starting { timer, .. } => self.is_armed(timer, Timer::StartDeadline),
                 Phase::Applying { epoch, .. } => self.goes_on(epoch, Work::Apply),
                 Phase::Abandoning { timer, .. } => self.is_armed(timer, Timer::StopDeadline),

@@ -49,6 +49,9 @@ pub struct RunOptions {
     pub restart: RestartPolicy,
     /// How long a crashed node stays to be looked at.
     pub crash_linger: Duration,
+    /// How often a preparation of the data directory that met something which may pass is tried again, if not as
+    /// often as in the original.
+    pub storage_retries: Option<u16>,
     /// Whether a data directory that holds someone else's cluster may be replaced.
     pub overwrite_foreign_pgdata: bool,
     /// File the journal is written to after a failure.
@@ -270,6 +273,7 @@ impl RunOptions {
             user: args.user,
             restart: args.restart,
             crash_linger: args.crash_linger,
+            storage_retries: storage_retries(environment)?,
             overwrite_foreign_pgdata: args.overwrite_foreign_pgdata,
             journal: args.journal.map(absolute),
             cache_dir: absolute(args.cache_dir.unwrap_or_else(|| cache_dir(environment))),
@@ -282,6 +286,17 @@ impl RunOptions {
     pub fn not_yet_served(&self) -> &[String] {
         &self.not_yet_served
     }
+}
+
+/// The original's variable. It is for tests, which cannot wait for a minute.
+const STORAGE_RETRIES: &str = "NEON_COMPUTE_TESTING_BASEBACKUP_RETRIES";
+
+fn storage_retries(environment: Environment<'_>) -> Result<Option<u16>, UsageFault> {
+    let number = |text: String| {
+        text.parse()
+            .map_err(|_| invalid(format!("{STORAGE_RETRIES} must be a number from 0 to {}", u16::MAX)))
+    };
+    environment.text(STORAGE_RETRIES).map(number).transpose()
 }
 
 /// Whether this is a name the privileged role may have.

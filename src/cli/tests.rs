@@ -51,6 +51,7 @@ fn the_flat_flags_start_the_node() {
     assert_eq!((options.restart, options.crash_linger), (RestartPolicy::Never, Duration::from_millis(300)));
     assert_eq!(options.cache_dir, Path::new("/home/someone/.cache/compute_ctl"));
     assert!(!options.standalone && !options.dev && !options.overwrite_foreign_pgdata);
+    assert_eq!(options.storage_retries, None);
     assert_eq!(options.not_yet_served(), <[String; 0]>::default());
 }
 
@@ -94,6 +95,7 @@ fn the_environment_has_its_say() {
         ("AUTOSCALING", ""),
         ("INSTANCE_ID", "x"),
         ("COMPUTE_CTL_LOG_DIRECTORY", "/l"),
+        ("NEON_COMPUTE_TESTING_BASEBACKUP_RETRIES", "0"),
     ];
     let line = "-D /d -C postgresql://a@h/b -i x -p http://cp:9/api//";
     let Ok(Invocation::Run(from_env)) = with_env(line, &env, false) else { panic!() };
@@ -101,7 +103,11 @@ fn the_environment_has_its_say() {
     let token = crate::secret::Secret::new("hunter2");
     assert_eq!(from_env.source, SpecSource::ControlPlane { base: "http://cp:9/api".to_owned(), token });
     assert_eq!(from_env.not_yet_served().len(), 3);
+    assert_eq!(from_env.storage_retries, Some(0));
     assert!(!format!("{from_env:?}").contains("hunter2"));
+    let many = [("NEON_COMPUTE_TESTING_BASEBACKUP_RETRIES", "65536")];
+    let error = with_env(FULL, &many, false).unwrap_err();
+    assert!(error.to_string().contains("BASEBACKUP_RETRIES must be a number from 0 to 65535"), "{error}");
     // A flag wins over its variable, and sub-commands do not mind variables.
     let Ok(Invocation::Run(from_flag)) = with_env(&format!("{line} -b /x/postgres"), &env, false) else {
         panic!()

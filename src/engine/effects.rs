@@ -183,7 +183,10 @@ impl<W: World> Effects<W> {
 
     fn arm(&mut self, epoch: Epoch, timer: Timer, after: Duration) {
         let token = self.token(epoch);
-        let after = if timer == Timer::RefreshBackoff { jittered(after, self.world.random()) } else { after };
+        let after = match timer {
+            Timer::StorageBackoff | Timer::RefreshBackoff => jittered(after, self.world.random()),
+            _ => after,
+        };
         self.spawn(async move {
             token.run_until_cancelled(sleep(after)).await?;
             Some(Input::Event(Event::TimerFired { epoch }))
@@ -347,8 +350,8 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panicked: {text}")
 }
 
-/// Spreads pauses between 75 % and 125 %, so that computes which lost their control plane together do not
-/// come back together.
+/// Spreads pauses between 75 % and 125 %, so that computes which lost their control plane or their storage
+/// together do not come back together.
 fn jittered(after: Duration, random: u64) -> Duration {
     after.saturating_mul(u32::try_from(75 + random % 51).unwrap_or(100)) / 100
 }

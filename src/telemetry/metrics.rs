@@ -39,6 +39,7 @@ pub struct Metrics {
     migrations_failed: IntCounterVec,
     settings_reloads: IntCounterVec,
     pending_restart: IntGauge,
+    storage_retries: IntCounter,
     prepared_bytes: IntGaugeVec,
 }
 
@@ -122,6 +123,13 @@ impl Metrics {
                 "Settings whose new value Postgres takes only when it is started again",
             ),
         );
+        let storage_retries = register(
+            &registry,
+            IntCounter::new(
+                "compute_ctl_storage_retries_total",
+                "Preparations of the data directory that failed and were tried again",
+            ),
+        );
         let prepared_bytes = register(
             &registry,
             IntGaugeVec::new(
@@ -149,6 +157,7 @@ impl Metrics {
             migrations_failed,
             settings_reloads,
             pending_restart,
+            storage_retries,
             prepared_bytes,
         };
         metrics.status(ComputeStatus::Empty);
@@ -205,6 +214,11 @@ impl Metrics {
     /// Counts a change of the settings of a running Postgres: `applied`, `refused` or `failed`.
     pub fn settings_reload(&self, outcome: &str) {
         self.settings_reloads.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts a failed preparation of the data directory that is tried again.
+    pub fn storage_retried(&self) {
+        self.storage_retries.inc();
     }
 
     /// Notes how far the preparation of the data directory is.

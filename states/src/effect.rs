@@ -33,7 +33,9 @@ pub enum Timer {
     SweepDeadline,
     /// The final safekeeper sync must have ended.
     FinalSyncDeadline,
-    /// The pause between two attempts of a refresh. The loop adds jitter to this one.
+    /// The pause between two attempts to prepare the data directory. The loop adds jitter to it.
+    StorageBackoff,
+    /// The pause between two attempts of a refresh. The loop adds jitter to it.
     RefreshBackoff,
     /// A refresh that was latched is due (no delay: it only makes the refresh an event of its own).
     LatchedRefresh,

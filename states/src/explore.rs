@@ -23,6 +23,7 @@ pub fn policies() -> [Policy; 2] {
         restart,
         restart_budget: 2,
         max_waiters: 2,
+        storage_retries: 2,
         ..Policy::default()
     })
 }
@@ -272,6 +273,7 @@ fn done(effect: &Effect) -> Done {
             Timer::StopDeadline => "StopDeadline",
             Timer::SweepDeadline => "SweepDeadline",
             Timer::FinalSyncDeadline => "FinalSyncDeadline",
+            Timer::StorageBackoff => "StorageBackoff",
             Timer::RefreshBackoff => "RefreshBackoff",
             Timer::LatchedRefresh => "LatchedRefresh",
             Timer::FailedLinger => "FailedLinger",

@@ -45,6 +45,11 @@ pub struct Policy {
     pub failed_linger: Duration,
     /// How long a crash stays readable when there is no restart.
     pub crash_linger: Duration,
+    /// How often a preparation of the data directory that met something which may pass is tried again. As in
+    /// the original.
+    pub storage_retries: u16,
+    /// First pause before such a retry; half as much again each time, as in the original.
+    pub storage_backoff: Duration,
     /// First pause after a failed refresh; doubled each time.
     pub refresh_backoff: Duration,
     /// Longest pause between two attempts of a refresh.
@@ -69,6 +74,8 @@ impl Default for Policy {
             fast_linger: Duration::from_secs(30),
             failed_linger: Duration::from_secs(30),
             crash_linger: Duration::from_millis(300),
+            storage_retries: 10,
+            storage_backoff: Duration::from_millis(500),
             refresh_backoff: Duration::from_millis(500),
             refresh_backoff_cap: Duration::from_secs(30),
             max_waiters: 64,
@@ -83,6 +90,11 @@ impl Policy {
             .saturating_mul(1_u32.checked_shl(u32::from(attempt)).unwrap_or(u32::MAX))
             .min(self.refresh_backoff_cap)
     }
+
+    /// The pause before retry `retry + 1` of a preparation, without jitter.
+    pub(crate) fn storage_pause(&self, retry: u16) -> Duration {
+        (0..retry).fold(self.storage_backoff, |pause, _| pause.saturating_mul(3) / 2)
+    }
 }
 
 #[cfg(test)]
@@ -96,5 +108,15 @@ mod tests {
         assert_eq!(policy.backoff(3), Duration::from_secs(4));
         assert_eq!(policy.backoff(6), Duration::from_secs(30));
         assert_eq!(policy.backoff(255), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn ten_retries_of_a_preparation_take_the_originals_minute() {
+        let policy = Policy::default();
+        assert_eq!(policy.storage_pause(0), Duration::from_millis(500));
+        assert_eq!(policy.storage_pause(2), Duration::from_millis(1_125));
+        let all: Duration = (0..policy.storage_retries).map(|retry| policy.storage_pause(retry)).sum();
+        assert_eq!(all.as_secs(), 56);
+        assert!(policy.storage_pause(u16::MAX) > Duration::from_secs(1 << 40));
     }
 }

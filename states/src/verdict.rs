@@ -27,6 +27,8 @@ pub enum Cause {
     SpecRejected,
     StoragePrepared,
     StorageFailed,
+    StorageFailedForNow,
+    StorageBackoffOver,
     SpawnFailed,
     RecoveryAdvances,
     PostgresReady,
@@ -88,6 +90,10 @@ impl fmt::Display for Cause {
             Cause::SpecRejected => "this node cannot serve the spec",
             Cause::StoragePrepared => "data directory is ready",
             Cause::StorageFailed => "data directory could not be prepared",
+            Cause::StorageFailedForNow => {
+                "data directory could not be prepared; it is tried again after a pause"
+            }
+            Cause::StorageBackoffOver => "data directory is prepared again",
             Cause::SpawnFailed => "postmaster could not be spawned",
             Cause::RecoveryAdvances => "Postgres is recovering",
             Cause::PostgresReady => "Postgres accepts connections",

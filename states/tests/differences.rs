@@ -49,7 +49,7 @@ fn last_of(history: &[Input]) -> (ComputeStatus, Vec<Effect>) {
 fn a_refresh_after_a_failure_that_finds_no_spec_is_detached() {
     let (status, effects) = last_of(&[
         Input::Booted { spec: Some(false) },
-        bad(Thing::Prepare),
+        Input::Ended { work: Thing::Prepare, outcome: Outcome::Worse, back: 0 },
         Input::Refresh,
         Input::Ended { work: Thing::Fetch, outcome: Outcome::NoSpec, back: 0 },
         good(Thing::Sweep),

@@ -83,7 +83,7 @@ fn starts_or_stops(node: &Node, epoch: Epoch) -> bool {
     match node.machine.state() {
         State::Init(state) => match state.phase {
             Phase::Starting { postmaster, .. } | Phase::Abandoning { postmaster, .. } => postmaster == epoch,
-            Phase::Preparing { .. } | Phase::Applying { .. } => false,
+            Phase::Preparing { .. } | Phase::Retrying { .. } | Phase::Applying { .. } => false,
         },
         State::TerminationPendingFast(state) => stops(&state.0, epoch),
         State::TerminationPendingImmediate(state) => stops(&state.0, epoch),

@@ -179,7 +179,13 @@ impl Model for Bounds {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let policy = Policy { restart: self.restart, restart_budget: 1, max_waiters: 2, ..Policy::default() };
+        let policy = Policy {
+            restart: self.restart,
+            restart_budget: 1,
+            max_waiters: 2,
+            storage_retries: 1,
+            ..Policy::default()
+        };
         vec![World {
             machine: Machine::new(policy),
             work: BTreeSet::new(),

@@ -1,5 +1,6 @@
 //! What the pieces of work do.
 
+use std::io;
 use std::sync::{Arc, PoisonError};
 
 use compute_states::{FailureClass, FetchedSpec, Revision};
@@ -289,11 +290,22 @@ fn settings_error(error: SettingsError) -> WorkError {
     }
 }
 
+/// A full disk can be emptied; whatever else keeps a file from being written does not pass.
+fn writing_class(error: &(dyn std::error::Error + 'static)) -> FailureClass {
+    let full = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        })
+    };
+    let mut chain = std::iter::successors(Some(error), |cause| cause.source());
+    if chain.any(full) { FailureClass::Transient } else { FailureClass::Permanent }
+}
+
 async fn blocking<E: std::error::Error + Send + 'static>(
     work: impl FnOnce() -> Result<(), E> + Send + 'static,
 ) -> Result<(), WorkError> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(permanent),
+        Ok(result) => result.map_err(|error| WorkError::new(writing_class(&error), &error)),
         Err(error) => Err(WorkError::new(FailureClass::Panicked, &error)),
     }
 }

@@ -8,7 +8,7 @@ use super::{
     Compute, FaultKind, Holdings, Identities, IdentityVisitor, Running, Server, State, next_rung, owed_sync,
 };
 use crate::effect::{Effect, ExitReason, Reply, StopMode, Timer};
-use crate::event::{Event, SpecOutline};
+use crate::event::{Event, FailureClass, SpecOutline};
 use crate::ids::{Epoch, RequestId};
 use crate::verdict::{Cause, Step};
 
@@ -33,6 +33,16 @@ pub enum Phase {
     Preparing {
         /// The preparation.
         epoch: Epoch,
+        /// How often it was tried before.
+        retry: u16,
+    },
+    /// It met something that may pass, such as a full disk or a server out of reach, and is tried again after a
+    /// pause.
+    Retrying {
+        /// How often it was tried.
+        retry: u16,
+        /// The end of the pause.
+        timer: Epoch,
     },
     /// A postmaster is being spawned, or starts.
     Starting {
@@ -79,10 +89,8 @@ impl Init {
     pub(super) fn begin(step: &mut Step, compute: &mut Compute, start: Start) -> State {
         debug_assert!(compute.postmaster.is_none(), "a start while a postmaster is outstanding");
         let Start { spec, request, refresh } = start;
-        let restart = compute.served;
-        let epoch = compute.next_epoch();
-        step.emit(Effect::PrepareStorage { epoch, spec: spec.revision, restart });
-        State::Init(Init { spec, phase: Phase::Preparing { epoch }, request, refresh })
+        let phase = prepare(step, compute, &spec, 0);
+        State::Init(Init { spec, phase, request, refresh })
     }
 
     pub(crate) fn on(&mut self, compute: &mut Compute, event: &Event, step: &mut Step) -> Outcome<State> {
@@ -99,7 +107,8 @@ impl Init {
             _ => {}
         }
         match self.phase {
-            Phase::Preparing { epoch } => self.preparing(compute, event, step, epoch),
+            Phase::Preparing { epoch, retry } => self.preparing(compute, event, step, epoch, retry),
+            Phase::Retrying { retry, timer } => self.retrying(compute, event, step, retry, timer),
             Phase::Starting { postmaster, timer } => self.starting(compute, event, step, postmaster, timer),
             Phase::Applying { postmaster, epoch } => self.applying(compute, event, step, postmaster, epoch),
             Phase::Abandoning { postmaster, rung, timer, was_ready } => {
@@ -114,9 +123,14 @@ impl Init {
         event: &Event,
         step: &mut Step,
         awaited: Epoch,
+        retry: u16,
     ) -> Outcome<State> {
         match *event {
             Event::StoragePrepared { epoch } if epoch == awaited => {
+                if retry > 0 {
+                    // It was the failure of an earlier try, and this one has made it good.
+                    compute.fault = None;
+                }
                 let postmaster = compute.start_postmaster(step, self.spec.revision);
                 let after = compute.policy.start;
                 let timer = step.arm(compute, Timer::StartDeadline, after);
@@ -125,9 +139,32 @@ impl Init {
             }
             Event::StorageFailed { epoch, class } if epoch == awaited => {
                 compute.note(FaultKind::StorageFailed(class), epoch);
+                if class == FailureClass::Transient && retry < compute.policy.storage_retries {
+                    let after = compute.policy.storage_pause(retry);
+                    let timer = step.arm(compute, Timer::StorageBackoff, after);
+                    self.phase = Phase::Retrying { retry: retry + 1, timer };
+                    return step.take(Cause::StorageFailedForNow);
+                }
                 self.answer_failure(step);
                 let target = Failed::after_failed_start(step, compute, self.refresh);
                 step.go(Cause::StorageFailed, target)
+            }
+            _ => Outcome::Super,
+        }
+    }
+
+    fn retrying(
+        &mut self,
+        compute: &mut Compute,
+        event: &Event,
+        step: &mut Step,
+        retry: u16,
+        timer: Epoch,
+    ) -> Outcome<State> {
+        match *event {
+            Event::TimerFired { epoch } if epoch == timer => {
+                self.phase = prepare(step, compute, &self.spec, retry);
+                step.take(Cause::StorageBackoffOver)
             }
             _ => Outcome::Super,
         }
@@ -274,7 +311,8 @@ impl Init {
     pub(super) fn holdings(&self) -> Holdings {
         let held = Holdings::default();
         match self.phase {
-            Phase::Preparing { epoch } => Holdings { work: Some(epoch), ..held },
+            Phase::Preparing { epoch, .. } => Holdings { work: Some(epoch), ..held },
+            Phase::Retrying { timer, .. } => Holdings { forget: [Some(timer), None], ..held },
             Phase::Starting { postmaster, timer } => {
                 Holdings { postmaster: Some(postmaster), forget: [Some(timer), None], ..held }
             }
@@ -296,12 +334,20 @@ impl Init {
     }
 }
 
+/// `retry` says how often it was tried before.
+fn prepare(step: &mut Step, compute: &mut Compute, spec: &SpecOutline, retry: u16) -> Phase {
+    let restart = compute.served;
+    let epoch = compute.next_epoch();
+    step.emit(Effect::PrepareStorage { epoch, spec: spec.revision, restart });
+    Phase::Preparing { epoch, retry }
+}
+
 impl Identities for Init {
     fn visit(&mut self, visitor: &mut dyn IdentityVisitor) {
         self.spec.visit(visitor);
         self.request.visit(visitor);
         match &mut self.phase {
-            Phase::Preparing { epoch } => epoch.visit(visitor),
+            Phase::Preparing { epoch, .. } | Phase::Retrying { timer: epoch, .. } => epoch.visit(visitor),
             Phase::Starting { postmaster, timer } | Phase::Abandoning { postmaster, timer, .. } => {
                 postmaster.visit(visitor);
                 timer.visit(visitor);

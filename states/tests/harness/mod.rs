@@ -9,7 +9,7 @@ use compute_states::{
 };
 
 use crate::reference::{
-    Ask, END_OF_LOG, Input, Item, News, Node, Outcome, SPAWN_FAILS, Say, Thing, WORK_FAILS,
+    Ask, END_OF_LOG, Input, Item, News, Node, Outcome, SPAWN_FAILS, Say, Thing, WORK_FAILS, WORSE,
 };
 
 pub mod watch;
@@ -76,12 +76,13 @@ pub struct Complaint {
     pub text: String,
 }
 
-/// Few waiters, so that histories reach the limit; everything else as in production.
+/// Few waiters and few retries, so that histories reach the limits; everything else as in production.
 pub fn policy(restart: bool) -> Policy {
     Policy {
         restart: if restart { RestartPolicy::OnFailure } else { RestartPolicy::Never },
         restart_budget: 2,
         max_waiters: 3,
+        storage_retries: 2,
         ..Policy::default()
     }
 }
@@ -240,7 +241,10 @@ impl<S: Subject> Run<S> {
             Thing::Resolve if good => Event::SpecResolved { epoch },
             Thing::Resolve => Event::SpecRejected { epoch, class },
             Thing::Prepare if good => Event::StoragePrepared { epoch },
-            Thing::Prepare => Event::StorageFailed { epoch, class },
+            Thing::Prepare => {
+                let class = if outcome == Outcome::Worse { WORSE } else { WORK_FAILS };
+                Event::StorageFailed { epoch, class }
+            }
             Thing::Apply if good => Event::SpecApplied { epoch },
             Thing::Apply => Event::ApplyFailed { epoch, class },
             Thing::Fetch => {
@@ -254,7 +258,9 @@ impl<S: Subject> Run<S> {
                         FetchedSpec::Spec { spec, same_pageservers: same }
                     }
                     Outcome::NoSpec => FetchedSpec::NoSpec,
-                    Outcome::Good | Outcome::Bad => return Event::FetchFailed { epoch, class },
+                    Outcome::Good | Outcome::Bad | Outcome::Worse => {
+                        return Event::FetchFailed { epoch, class };
+                    }
                 };
                 Event::SpecFetched { epoch, fetched }
             }
@@ -384,7 +390,11 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
             (1, Outcome::NoSpec),
             (3, Outcome::Bad),
         ];
-        if work == Thing::Fetch { &FOUND } else { &[(4, Outcome::Good), (1, Outcome::Bad)] }
+        match work {
+            Thing::Fetch => &FOUND,
+            Thing::Prepare => &[(4, Outcome::Good), (3, Outcome::Bad), (1, Outcome::Worse)],
+            _ => &[(4, Outcome::Good), (1, Outcome::Bad)],
+        }
     };
     let work = [
         Thing::WarmUp,
@@ -433,6 +443,7 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
         (12, Timer::StopDeadline),
         (4, Timer::SweepDeadline),
         (8, Timer::FinalSyncDeadline),
+        (20, Timer::StorageBackoff),
         (20, Timer::RefreshBackoff),
         (20, Timer::LatchedRefresh),
         (4, Timer::FailedLinger),

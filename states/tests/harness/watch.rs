@@ -279,6 +279,7 @@ impl Watch {
             S::Init => waits(&[
                 Thing::Prepare,
                 Thing::Apply,
+                Thing::Timer(Timer::StorageBackoff),
                 Thing::Timer(Timer::StartDeadline),
                 Thing::Timer(Timer::StopDeadline),
             ]),
@@ -315,7 +316,7 @@ fn fits(thing: Thing, status: S) -> bool {
         Thing::Sweep | Thing::FinalSync => down || status == S::Failed,
         Thing::Postmaster => true,
         Thing::Timer(timer) => match timer {
-            Timer::StartDeadline => status == S::Init,
+            Timer::StartDeadline | Timer::StorageBackoff => status == S::Init,
             Timer::StopDeadline => down || status == S::Init,
             Timer::SweepDeadline | Timer::FinalSyncDeadline => down || status == S::Failed,
             Timer::RefreshBackoff => status == S::RefreshConfigurationPending,

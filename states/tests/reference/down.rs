@@ -16,12 +16,13 @@ const WORK: [Thing; 6] =
     [Thing::WarmUp, Thing::Resolve, Thing::Prepare, Thing::Apply, Thing::Fetch, Thing::FinalSync];
 
 /// What is cancelled and forgotten when a shutdown begins. A restart goes on counting: it changes nothing.
-const FORGOTTEN: [Thing; 8] = [
+const FORGOTTEN: [Thing; 9] = [
     Thing::Sweep,
     Thing::Timer(Timer::StartDeadline),
     Thing::Timer(Timer::StopDeadline),
     Thing::Timer(Timer::SweepDeadline),
     Thing::Timer(Timer::FinalSyncDeadline),
+    Thing::Timer(Timer::StorageBackoff),
     Thing::Timer(Timer::RefreshBackoff),
     Thing::Timer(Timer::LatchedRefresh),
     Thing::Timer(Timer::FailedLinger),

@@ -42,6 +42,8 @@ pub struct Node {
     pub abandoned: Option<StopMode>,
     pub restarts: u8,
     pub attempt: u32,
+    /// How often the data directory was not ready for a reason that passes.
+    pub retries: u16,
     pub latched: bool,
     pub configure: Option<u64>,
     pub waiters: Vec<u64>,
@@ -78,6 +80,7 @@ impl Node {
             abandoned: None,
             restarts: 0,
             attempt: 0,
+            retries: 0,
             latched: false,
             configure: None,
             waiters: Vec::new(),
@@ -346,11 +349,24 @@ impl Node {
             }
 
             (S::Init, Thing::Prepare, Outcome::Good) => {
+                if self.retries > 0 {
+                    self.fault = None;
+                }
                 let spec = self.wanted().revision;
                 self.ask(Ask::Start { spec });
                 self.ask(Ask::Arm(Timer::StartDeadline, self.policy.start));
             }
-            (S::Init, Thing::Prepare, _) => self.fail_start(FaultKind::StorageFailed(WORK_FAILS), work),
+            (S::Init, Thing::Prepare, Outcome::Bad) if self.retries < self.policy.storage_retries => {
+                self.note(FaultKind::StorageFailed(WORK_FAILS), work);
+                // Half a second, and half as much again each time.
+                let nanos = 500_000_000 * 3_u64.pow(self.retries.into()) / 2_u64.pow(self.retries.into());
+                self.retries += 1;
+                self.ask(Ask::Arm(Timer::StorageBackoff, Duration::from_nanos(nanos)));
+            }
+            (S::Init, Thing::Prepare, _) => {
+                let class = if outcome == Outcome::Worse { WORSE } else { WORK_FAILS };
+                self.fail_start(FaultKind::StorageFailed(class), work);
+            }
             (S::Init, Thing::Apply, Outcome::Good) => self.succeed(),
             (S::Init, Thing::Apply, _) => {
                 self.note(FaultKind::ApplyFailed(WORK_FAILS), work);
@@ -413,6 +429,11 @@ impl Node {
     pub(super) fn init(&mut self) {
         self.status = S::Init;
         self.gone = None;
+        self.retries = 0;
+        self.prepare();
+    }
+
+    fn prepare(&mut self) {
         let spec = self.wanted().revision;
         // Once Postgres has served here, data may live only here, whatever brought about the new start.
         let restart = self.applied.is_some();
@@ -455,6 +476,7 @@ impl Node {
             (_, Timer::RestartForgiven) => self.restarts -= 1,
             (S::Running | S::Failed, Timer::LatchedRefresh) => self.begin_refresh(),
             (S::RefreshConfigurationPending, Timer::RefreshBackoff) => self.fetch(),
+            (S::Init, Timer::StorageBackoff) => self.prepare(),
             (S::Init, Timer::StartDeadline) => {
                 self.note(FaultKind::StartTimedOut, Thing::Postmaster);
                 self.abandon(StopMode::Immediate);

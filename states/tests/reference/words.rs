@@ -29,6 +29,8 @@ pub type Item = (Thing, u64);
 pub enum Outcome {
     Good,
     Bad,
+    /// Badly, and it will not pass. Only preparations tell this from the other.
+    Worse,
     /// Fetched a spec; `same` pageservers as the one applied last.
     Found {
         same: bool,
@@ -153,8 +155,9 @@ pub struct Gone {
     pub sync: Option<Spec>,
 }
 
-/// How all work of these tests fails, and all spawns.
+/// How all work of these tests fails (but for [`Outcome::Worse`]), and all spawns.
 pub const WORK_FAILS: FailureClass = FailureClass::Transient;
+pub const WORSE: FailureClass = FailureClass::TimedOut;
 pub const SPAWN_FAILS: FailureClass = FailureClass::Permanent;
 
 /// The end of the log which every good final sync of these tests reports.
