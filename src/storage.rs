@@ -13,6 +13,7 @@ mod archive;
 mod existing;
 mod identity;
 mod initdb;
+mod neon;
 mod progress;
 pub mod unpack;
 
@@ -35,6 +36,7 @@ use unpack::UnpackError;
 pub use archive::{Archive, ArchiveError, AttemptError, DownloadError, Timing};
 pub use existing::Existing;
 pub use initdb::Initdb;
+pub use neon::{Disagreement, EndOfLog, MemberError, Safekeepers, SyncError};
 pub use progress::{Phase, Progress};
 
 /// Why the data directory was not prepared.
@@ -54,6 +56,9 @@ pub enum StorageError {
     /// The archive could not be had, or is not what it should be.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The safekeepers do not agree on the end of the log, and could not be made to.
+    #[error(transparent)]
+    Safekeepers(#[from] SyncError),
     /// The directory itself: in use, not ours, or an operation on it failed.
     #[error(transparent)]
     Pgdata(#[from] PgdataError),
@@ -135,18 +140,23 @@ impl StorageError {
 
     /// A server does not answer, or not as it should: it may do so later.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Archive(ArchiveError::Download(error)) if error.is_transient())
+        match self {
+            Self::Archive(ArchiveError::Download(error)) => error.is_transient(),
+            Self::Safekeepers(error) => error.may_pass(),
+            _ => false,
+        }
     }
 
     /// The caller's own wish, not a failure.
     pub fn is_cancelled(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Cancelled
-                | Self::Archive(ArchiveError::Unpack(UnpackError::Cancelled))
-                | Self::Run(RunError::Cancelled { .. })
-                | Self::Pgdata(PgdataError::Cancelled { .. })
-        )
+            | Self::Archive(ArchiveError::Unpack(UnpackError::Cancelled))
+            | Self::Run(RunError::Cancelled { .. })
+            | Self::Pgdata(PgdataError::Cancelled { .. }) => true,
+            Self::Safekeepers(error) => error.is_cancelled(),
+            _ => false,
+        }
     }
 }
 
@@ -161,6 +171,9 @@ pub struct Context {
     pub superuser: String,
     /// Where templates are kept between starts. Made (0700) when absent; must be ours.
     pub cache: PathBuf,
+    /// The `postgresql.conf` that the server will be started with. It is written once the directory is prepared;
+    /// what has to run before reads it from here.
+    pub conf: Arc<str>,
     /// [`crate::postgres::pgdata::OVERRIDE_FLAG`] was given.
     pub overwrite_foreign: bool,
     /// The server is started again by the same process, after a crash or a failed start: a finished directory

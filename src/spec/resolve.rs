@@ -11,6 +11,7 @@ use super::document::{
     ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol, StorageSpec,
 };
 use super::fault::JsonPath;
+use super::safekeepers;
 use crate::secret::Secret;
 
 /// Why a spec that decodes still says too little, or something impossible.
@@ -107,7 +108,7 @@ impl ResolvedSpec {
             ComputeMode::Static(lsn) => Mode::Static(lsn.parse()?),
         };
         let pageservers = if neon { Some(Pageservers::of(spec)?) } else { None };
-        let safekeepers = if neon { safekeepers(spec)? } else { Vec::new() };
+        let safekeepers = if neon { safekeeper_list(spec)? } else { Vec::new() };
         let tenant = spec.tenant_id.as_deref().or_else(|| spec.setting("neon.tenant_id"));
         let tenant = tenant.map(str::parse).transpose().map_err(|InvalidId| ResolveError::Tenant)?;
         let timeline = spec.timeline_id.as_deref().or_else(|| spec.setting("neon.timeline_id"));
@@ -133,18 +134,14 @@ impl ResolvedSpec {
     }
 }
 
-fn safekeepers(spec: &ComputeSpec) -> Result<Vec<String>, ResolveError> {
+fn safekeeper_list(spec: &ComputeSpec) -> Result<Vec<String>, ResolveError> {
     let mut list = spec.safekeeper_connstrings.clone();
     if spec.mode != ComputeMode::Primary {
         return Ok(list);
     }
     if list.is_empty() {
         let setting = spec.setting("neon.safekeepers").ok_or(ResolveError::NoSafekeepers)?;
-        list = setting
-            .split(',')
-            .map(|entry| entry.trim().to_owned())
-            .filter(|entry| !entry.is_empty())
-            .collect();
+        list = safekeepers::entries(setting).map(str::to_owned).collect();
     }
     if list.is_empty() {
         return Err(ResolveError::SafekeepersEmpty);

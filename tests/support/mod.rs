@@ -10,5 +10,6 @@ pub(crate) mod node;
 pub(crate) mod oracle;
 pub(crate) mod pg;
 pub(crate) mod processes;
+pub(crate) mod safekeeper;
 pub(crate) mod specs;
 pub(crate) mod view;

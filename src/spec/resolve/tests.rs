@@ -64,7 +64,7 @@ fn settings_stand_in_for_fields() {
             ("neon.timeline_id", TIMELINE),
             ("neon.pageserver_connstring", "host=a port=1,host=b port=2"),
             ("neon.stripe_size", "2048"),
-            ("neon.safekeepers", "b:1,a:1"),
+            ("neon.safekeepers", "g#7:b:1,a:1"),
         ]),
     }))
     .unwrap();
