@@ -240,11 +240,13 @@ pub(in crate::node) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
     if resolved.storage.missing().is_some() {
         return Err(WorkError::plain(FailureClass::Permanent, unserved(resolved.storage)));
     }
-    if resolved.mode != Mode::Primary {
-        let text = format!(
-            "mode {} is not served with storage kind `{}` yet: only Primary is",
-            resolved.mode, resolved.storage
-        );
+    let served = match resolved.storage {
+        StorageKind::Neon => resolved.mode != Mode::Primary,
+        _ => resolved.mode == Mode::Primary,
+    };
+    if !served {
+        let text =
+            format!("mode {} is not served with storage kind `{}` yet", resolved.mode, resolved.storage);
         return Err(WorkError::plain(FailureClass::Permanent, text));
     }
     Ok(())
