@@ -229,6 +229,30 @@ pub const ARCHIVE_PROGRESS: u64 = 16 << 20;
 /// Redirects that are followed: from a name to an object store takes one or two.
 pub const ARCHIVE_REDIRECTS: usize = 5;
 
+// ---- neon ---------------------------------------------------------------------------------------------
+
+/// How long a pageserver may take to let us in: one connection, and a signature that it checks.
+pub const PAGESERVER_CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a pageserver may take to begin with a base backup. It waits up to five minutes for the log to reach
+/// the place asked for, and then answers with an error of its own that says more than ours.
+pub const PAGESERVER_ANSWER: Duration = Duration::from_secs(330);
+
+/// How long a pageserver may be silent in the middle of a base backup: it may have to fetch layers from an object
+/// store, which takes some seconds for each.
+pub const PAGESERVER_IDLE: Duration = Duration::from_secs(60);
+
+/// How often a pageserver is asked over HTTP/2 whether it is still there, and how long it may take to say so.
+/// Shorter than [`PAGESERVER_IDLE`], as nothing has to be fetched for this answer.
+pub const PAGESERVER_PING: Duration = Duration::from_secs(20);
+
+/// Longest message of a pageserver's over libpq, in bytes. It sends base backups in pieces of some hundred KiB;
+/// a message is held in memory as a whole.
+pub const PAGESERVER_MESSAGE: i32 = 16 * 1024 * 1024;
+
+/// Rows of a pageserver's answer that are read: its commands answer with one.
+pub const PAGESERVER_ROWS: usize = 16;
+
 // ---- postgres -----------------------------------------------------------------------------------------
 
 /// How long a program may take to print its version: it reads nothing but its own file, so this bounds a

@@ -104,7 +104,7 @@ impl Drop for Safekeeper {
 impl Shared {
     fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
         let way = self.way.lock().expect("nobody panics with it").clone();
-        let mut wait_for_the_end = |mut stream: TcpStream| io::copy(&mut stream, &mut io::sink()).map(drop);
+        let wait_for_the_end = |mut stream: TcpStream| io::copy(&mut stream, &mut io::sink()).map(drop);
         if matches!(way, Way::Hang) {
             return wait_for_the_end(stream);
         }

@@ -116,7 +116,7 @@ impl Parts {
         token: &CancellationToken,
     ) -> Result<Done, WorkError> {
         let stored = self.stored(spec)?;
-        let safekeepers = Safekeepers::of(&stored).map_err(permanent)?.ok_or_else(|| {
+        let safekeepers = Safekeepers::of(&stored).ok_or_else(|| {
             WorkError::plain(FailureClass::Permanent, "this node has no safekeepers; this is a bug")
         })?;
         let synced = safekeepers.sync(self.installation.postgres(), self.pgdata.path(), token).await;
@@ -263,11 +263,9 @@ pub(in crate::node) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
     if let Some(missing) = resolved.storage.missing() {
         return Err(WorkError::plain(FailureClass::Permanent, missing));
     }
-    if resolved.mode != Mode::Primary {
-        let text = format!(
-            "mode {} is not served with storage kind `{}` yet: only Primary is",
-            resolved.mode, resolved.storage
-        );
+    if resolved.storage != StorageKind::Neon && resolved.mode != Mode::Primary {
+        let text =
+            format!("mode {} is not served with storage kind `{}` yet", resolved.mode, resolved.storage);
         return Err(WorkError::plain(FailureClass::Permanent, text));
     }
     Ok(())

@@ -9,7 +9,6 @@ mod check;
 mod sync;
 
 use std::fmt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -21,14 +20,11 @@ use crate::secret::Secret;
 use crate::spec::resolve::{Lsn, TenantId, TimelineId};
 use crate::spec::safekeepers::Address;
 use crate::spec::store::StoredSpec;
+use crate::storage::scratch::{self, Scratch};
 use crate::storage::{Context, Phase, StorageError, blocking};
 
 pub use check::{Disagreement, MemberError};
 pub use sync::SyncError;
-
-/// The directory of settings for a sync that comes before there is a cluster, below the data directory: what is in
-/// there while it is filled is known as ours, and goes with the next clearing whatever becomes of this process.
-const SETTINGS_DIR: &str = "safekeeper-sync";
 
 /// Where the log ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +36,14 @@ pub enum EndOfLog {
 }
 
 impl EndOfLog {
+    /// The place, if there is one.
+    pub fn lsn(self) -> Option<Lsn> {
+        match self {
+            Self::At(lsn) => Some(lsn),
+            Self::Empty => None,
+        }
+    }
+
     /// From what servers say, in whose words nothing is 0/0.
     fn of(lsn: Lsn) -> Self {
         if lsn.0 == 0 { Self::Empty } else { Self::At(lsn) }
@@ -67,32 +71,22 @@ pub struct Safekeepers {
 
 impl Safekeepers {
     /// Those of a spec; none unless it is for a primary on Neon's storage.
-    ///
-    /// # Errors
-    /// [`SyncError::Address`].
-    pub fn of(stored: &StoredSpec) -> Result<Option<Self>, SyncError> {
+    pub fn of(stored: &StoredSpec) -> Option<Self> {
         let resolved = &stored.resolved;
-        let (Some(tenant), Some(timeline), true) =
-            (&resolved.tenant, &resolved.timeline, resolved.final_sync())
-        else {
-            return Ok(None);
-        };
-        let address = |(index, text): (usize, &String)| {
-            text.parse().map_err(|_| SyncError::Address { index, text: text.clone() })
-        };
-        Ok(Some(Self {
-            members: resolved.safekeepers.iter().enumerate().map(address).collect::<Result<_, _>>()?,
-            tenant: tenant.clone(),
-            timeline: timeline.clone(),
+        Some(Self {
+            members: resolved.final_sync().then(|| resolved.safekeepers.clone())?,
+            tenant: resolved.tenant.clone()?,
+            timeline: resolved.timeline.clone()?,
             token: stored.document.storage_auth_token.clone(),
-        }))
+        })
     }
 
     /// Where the log ends, for a primary that is about to start: by asking, and if they do not agree by making them
-    /// agree, with retries. The data directory must have been cleared and not be filled yet.
+    /// agree, with retries. Touches no data directory: there may be none yet, so that the settings for it are written into a
+    /// directory of their own in the cache.
     ///
     /// # Errors
-    /// [`StorageError::Safekeepers`] with the last failure.
+    /// [`StorageError::Safekeepers`] with the last failure, and those of files in the cache.
     pub async fn agree(&self, context: &Context) -> Result<EndOfLog, StorageError> {
         context.progress.enter(Phase::Agreeing);
         let begun = Instant::now();
@@ -108,16 +102,9 @@ impl Safekeepers {
             Err(error) => tracing::info!(sync_sk_check_ms, "{error}"),
         }
         let begun = Instant::now();
-        let place = context.pgdata.path().join(SETTINGS_DIR);
-        let (to, text) = (place.clone(), context.conf.clone());
-        blocking(&context.cancel, move |_| settings(&to, &text)).await?;
-        let synced = self.retry(context, &place).await;
-        let removed = blocking(&context.cancel, move |_| {
-            std::fs::remove_dir_all(&place).map_err(StorageError::io("remove", &place))
-        })
-        .await;
-        let end = synced?;
-        removed?;
+        let (cache, text) = (context.cache.clone(), context.conf.clone());
+        let place = blocking(&context.cancel, move |_| settings(&cache, &text)).await?;
+        let end = self.retry(context, &place.path).await?;
         tracing::info!(sync_safekeepers_ms = millis(begun), %end, "safekeepers synchronised");
         Ok(end)
     }
@@ -151,10 +138,13 @@ impl Safekeepers {
     }
 }
 
-fn settings(place: &Path, text: &str) -> Result<(), StorageError> {
-    let made = std::fs::DirBuilder::new().mode(0o700).create(place);
-    made.map_err(StorageError::io("make directory", place))?;
-    conf::write(place, text).map_err(|error| StorageError::io("write", error.path)(error.source))
+/// A directory with these settings and nothing else.
+fn settings(cache: &Path, text: &str) -> Result<Scratch, StorageError> {
+    scratch::prepare(cache)?;
+    scratch::remove_abandoned(cache);
+    let place = Scratch::begin(cache)?;
+    conf::write(&place.path, text).map_err(|error| StorageError::io("write", error.path)(error.source))?;
+    Ok(place)
 }
 
 /// The pause before a retry, counted from 0: none before the first, then `1.1^k` seconds.

@@ -16,14 +16,6 @@ use crate::spec::resolve::Lsn;
 /// Why the safekeepers could not be made to agree.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    /// An entry of the list is no address.
-    #[error("safekeeper_connstrings[{index}]: {text:?} is no safekeeper address, which is `host:port`")]
-    Address {
-        /// Which entry, from 0.
-        index: usize,
-        /// What stands there.
-        text: String,
-    },
     /// The program could not be run to its end.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -48,7 +40,7 @@ impl SyncError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Failed { .. } | Self::NoLsn { .. } | Self::Run(RunError::TimedOut { .. }) => true,
-            Self::Address { .. } | Self::Run(_) => false,
+            Self::Run(_) => false,
         }
     }
 
