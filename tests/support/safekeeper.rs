@@ -237,7 +237,9 @@ impl<'a> SyncProgram<'a> {
 
     /// Ends badly once, as `first` says, and from then on as `then` says.
     pub(crate) fn says_once(&self, first: &str, then: &str) {
-        let flag = self.place.path().join("said-once").display().to_string();
+        let file = self.place.path().join("said-once");
+        let _new = fs::remove_file(&file);
+        let flag = file.display();
         self.says(&format!("if [ ! -e {flag} ]; then : > {flag}; {first}\nelse {then}\nfi"));
     }
 
