@@ -8,6 +8,7 @@ pub(crate) mod lab;
 pub(crate) mod names;
 pub(crate) mod node;
 pub(crate) mod oracle;
+pub(crate) mod pageserver;
 pub(crate) mod pg;
 pub(crate) mod processes;
 pub(crate) mod safekeeper;
