@@ -17,9 +17,12 @@ use compute_ctl::spec::resolve::Lsn;
 use compute_ctl::spec::store::StoredSpec;
 use compute_ctl::storage::neon::safekeepers::SyncError;
 use compute_ctl::storage::{Context, EndOfLog, Phase, Safekeepers, StorageError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::lab::{Lab, PATIENCE};
-use support::node::{Place, eventually, port};
+use support::node::{Node, Place, eventually, port};
+use support::pageserver::{Answer, Door, Origin, Pageserver, Refusal, Sending};
 use support::processes;
 use support::safekeeper::{Safekeeper, SyncProgram, Way};
 
@@ -57,7 +60,8 @@ async fn told(ways: [Way; 3], budget: Duration) -> String {
     let asking = of(&safekeepers.each_ref());
     let asked = asking.check(budget);
     // Not after the budget, which may be longer than anybody's patience.
-    let told = tokio::time::timeout(PATIENCE, asked).await.expect("it does not wait for those who are silent");
+    let told =
+        tokio::time::timeout(PATIENCE, asked).await.expect("it does not wait for those who are silent");
     told.map_or_else(|error| error.to_string(), |end| end.to_string())
 }
 
@@ -120,10 +124,7 @@ async fn a_safekeeper_is_asked_about_the_timeline_with_the_token() {
         asked.parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
     };
     assert_eq!(parameter("user"), Some("no_user"));
-    assert_eq!(
-        parameter("options"),
-        Some(format!("-c timeline_id={TIMELINE} tenant_id={TENANT}").as_str())
-    );
+    assert_eq!(parameter("options"), Some(format!("-c timeline_id={TIMELINE} tenant_id={TENANT}").as_str()));
     assert_eq!((asked.password.as_str(), asked.query.as_str()), (TOKEN, "TIMELINE_STATUS"));
     assert!(!format!("{:?}", of(&[&safekeeper])).contains(TOKEN));
 }
@@ -223,7 +224,8 @@ async fn a_failure_is_told_with_what_the_program_said() {
     let text = sync().await.unwrap_err().to_string();
     assert!(text.contains("did not print one LSN") && text.contains("nonsense"), "{text}");
     // However much it says.
-    program.says("head -c 1000000 /dev/zero | tr '\\0' x; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 1");
+    program
+        .says("head -c 1000000 /dev/zero | tr '\\0' x; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 1");
     assert!(sync().await.unwrap_err().to_string().len() < 4000);
 }
 
@@ -283,4 +285,181 @@ async fn cancelled_or_dropped_it_leaves_no_process_and_no_directory() {
         fs::remove_file(place.path().join("sync-hangs")).unwrap();
         drop(pgdata);
     }
+}
+
+/// A place for primaries of a real cluster, with everything they talk to.
+struct Neighbourhood {
+    place: Place,
+    origin: Origin,
+    pageserver: Pageserver,
+    safekeeper: Safekeeper,
+}
+
+impl Neighbourhood {
+    /// Its safekeeper has to be made to agree, so that it does not matter how fast it answers.
+    fn new() -> Self {
+        let origin = Origin::new();
+        let pageserver = Pageserver::start([Answer::Archive(Sending::new(&origin.base_backup()))]);
+        let door = Door::Token(TOKEN.to_owned(), Refusal::new("28P01", 16, "no"));
+        let all = Neighbourhood {
+            place: Place::new(),
+            origin,
+            pageserver: pageserver.behind(door),
+            safekeeper: Safekeeper::start(Way::NoTimeline),
+        };
+        let mut spec = all.place.spec();
+        spec["storage"] = Value::Null;
+        spec["skip_pg_catalog_updates"] = json!(true);
+        spec["tenant_id"] = json!(TENANT);
+        spec["timeline_id"] = json!(TIMELINE);
+        spec["storage_auth_token"] = json!(TOKEN);
+        spec["pageserver_connstring"] = json!(all.pageserver.libpq_url());
+        spec["safekeeper_connstrings"] = json!([all.safekeeper.address()]);
+        spec["safekeepers_generation"] = json!(7);
+        all.place.configure(&spec);
+        all
+    }
+
+    fn start<'a>(&'a self, program: &SyncProgram<'_>) -> Node<'a> {
+        self.place.start(&["--pgbin", program.pgbin.to_str().unwrap()])
+    }
+
+    /// A running primary, and the program that has synchronised its safekeepers.
+    fn running(&self) -> (Node<'_>, SyncProgram<'_>) {
+        let program = SyncProgram::new(&self.place);
+        program.says(&format!("echo {}", self.origin.checkpoint()));
+        let node = self.start(&program);
+        node.wait_status("running");
+        (node, program)
+    }
+}
+
+#[test]
+fn a_primary_begins_and_ends_where_its_safekeepers_agree() {
+    let all = Neighbourhood::new();
+    let program = SyncProgram::new(&all.place);
+    let conf = format!("neon.safekeepers = 'g#7:{}'", all.safekeeper.address());
+    // Where it begins, as the program and as the pageserver know it; a timeline without a log has no such place.
+    let checkpoint = all.origin.checkpoint();
+    for (begin, asked) in [(checkpoint.as_str(), checkpoint.parse().unwrap()), ("0/0", Lsn(0))] {
+        let (runs, requests) = (program.runs().len(), all.pageserver.requests().len());
+        program.says(&format!("echo {begin}"));
+        let node = all.start(&program);
+        node.wait_status("running");
+        assert_eq!(all.place.sql("update kept set answer = answer + 1 returning answer"), "43");
+        assert_eq!(
+            all.pageserver.requests()[requests..].iter().map(|r| r.lsn).collect::<Vec<_>>(),
+            [asked.0]
+        );
+        program.says("echo '2026-01-02 03:04:05 UTC LOG:  end of the log' >&2; echo 1/ABC0");
+        let before = all.place.processes();
+        let (code, body) = node.post("/terminate?mode=immediate", None);
+        assert_eq!((code, body.as_str()), (200, r#"{"lsn":"1/ABC0"}"#), "{}", node.log());
+        node.ends_with(0, &before);
+        let [first, last] = &program.runs()[runs..] else { panic!("{:?}", program.runs()) };
+        assert!(Path::new(&first.pgdata).starts_with(all.place.cache()), "{first:?}");
+        assert_eq!(Path::new(&last.pgdata), all.place.pgdata());
+        for run in [first, last] {
+            assert_eq!((run.token.as_str(), run.conf.as_str()), (TOKEN, conf.as_str()));
+        }
+        // What it says is in the log like the words of the server.
+        assert!(node.log().contains("PG:2026-01-02 03:04:05 UTC LOG:  end of the log"), "{}", node.log());
+        assert!(!node.log().contains(TOKEN), "the token is in the log");
+    }
+}
+
+#[test]
+fn a_start_that_cannot_synchronise_can_be_ended() {
+    let all = Neighbourhood::new();
+    let program = SyncProgram::new(&all.place);
+    for by_signal in [false, true] {
+        program.hangs();
+        let node = all.start(&program);
+        let before = node.wait("the program hangs", |_| program.is_hanging().then(|| all.place.processes()));
+        let status = node.wait_status("init");
+        assert_eq!(status["storage"]["phase"], "agreeing", "{status}");
+        if by_signal {
+            node.signal(Signal::SIGTERM);
+        } else {
+            let (code, body) = node.post("/terminate?mode=immediate", None);
+            assert_eq!((code, body.as_str()), (200, r#"{"lsn":null}"#), "{}", node.log());
+        }
+        node.ends_with(0, &before);
+        fs::remove_file(all.place.path().join("sync-hangs")).unwrap();
+    }
+    assert!(all.pageserver.requests().is_empty(), "there was no place to ask for");
+    // Between failures as well.
+    program.says("echo '2026-01-02 03:04:05 UTC FATAL:  no quorum in sight' >&2; exit 1");
+    let node = all.start(&program);
+    node.wait_log("no quorum in sight");
+    let before = all.place.processes();
+    node.post("/terminate?mode=immediate", None);
+    node.exit_code();
+    node.nothing_left(&before);
+}
+
+#[test]
+fn a_start_without_the_program_fails_and_says_so() {
+    let all = Neighbourhood::new();
+    let program = SyncProgram::new(&all.place);
+    program.hangs();
+    let node = all.start(&program);
+    let running = node.wait("the program hangs", |_| program.is_hanging().then(|| all.place.processes()));
+    fs::rename(&program.pgbin, program.pgbin.with_extension("gone")).unwrap();
+    // A failure like any other, after which it is run again.
+    let shell = running.iter().find(|process| process.name == "postgres").expect("a script has its own name");
+    shell.signal(Signal::SIGKILL);
+    let status = node.wait_status("failed");
+    let error = status["error"].as_str().unwrap();
+    assert!(error.contains("cannot run") && error.contains(program.pgbin.to_str().unwrap()), "{error}");
+    node.signal(Signal::SIGTERM);
+    node.exit_code();
+}
+
+#[test]
+fn a_final_sync_that_fails_is_answered_and_shows_in_the_exit_code() {
+    let all = Neighbourhood::new();
+    let (node, program) = all.running();
+    program.says("echo '2026-01-02 03:04:05 UTC FATAL:  another compute is running' >&2; exit 1");
+    let before = all.place.processes();
+    let (code, body) = node.post("/terminate?mode=immediate", None);
+    assert_eq!(code, 500, "{body}");
+    assert!(body.contains("failed to sync safekeepers: "), "{body}");
+    assert!(body.contains("another compute is running"), "{body}");
+    node.ends_with(74, &before);
+    assert_eq!(program.runs().len(), 2, "it is tried once");
+}
+
+#[test]
+fn a_final_sync_that_hangs_is_given_up_at_once_when_it_must_be() {
+    let all = Neighbourhood::new();
+    let (node, program) = all.running();
+    program.hangs();
+    let answer = node.post_later("/terminate", None);
+    let before = node.wait("the program hangs", |_| program.is_hanging().then(|| all.place.processes()));
+    // The first only takes the linger away.
+    node.signal(Signal::SIGTERM);
+    node.wait_status("termination_pending_immediate");
+    assert!(program.is_hanging());
+    node.signal(Signal::SIGTERM);
+    let (code, body) = answer.join().unwrap();
+    assert_eq!(code, 500, "{body}");
+    node.ends_with(74, &before);
+}
+
+#[test]
+fn the_log_is_synchronised_after_postgres_ended_by_itself_but_not_for_a_signal() {
+    let all = Neighbourhood::new();
+    let (node, program) = all.running();
+    node.signal(Signal::SIGTERM);
+    node.ends_with(0, &[]);
+    assert_eq!(program.runs().len(), 1);
+    drop(node);
+    // Nobody waits for it, so that it has some seconds only.
+    let (node, program) = all.running();
+    program.hangs();
+    kill(Pid::from_raw(node.postmaster()), Signal::SIGINT).unwrap();
+    let before = node.wait("the program hangs", |_| program.is_hanging().then(|| all.place.processes()));
+    node.ends_with(0, &before);
+    assert_eq!(program.runs().len(), 3);
 }
