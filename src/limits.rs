@@ -147,6 +147,33 @@ pub const INITDB: Duration = Duration::from_secs(300);
 /// and they overlap; more threads than this only contend for the directory locks.
 pub const CLONE_THREADS: usize = 4;
 
+// ---- safekeepers --------------------------------------------------------------------------------------
+
+/// Safekeepers of a timeline: Neon's Postgres has room for fewer than 32, and three are usual.
+pub const SAFEKEEPERS: usize = 31;
+
+/// How long one safekeeper may take to tell its position, connecting included. They are asked only to save the
+/// start of a program, which takes about as long; the original's figure.
+pub const SAFEKEEPER_CHECK: Duration = Duration::from_millis(100);
+
+/// How long one run of `postgres --sync-safekeepers` may take. It copies what one of them lacks, at the pace of a
+/// network a GiB in some ten seconds, and what was copied stays copied for the next run. Without a majority it waits
+/// for ever, and two minutes are longer than a safekeeper takes to start.
+pub const SAFEKEEPER_SYNC: Duration = Duration::from_secs(120);
+
+/// How often a start runs it again after a failure, as the original does: the elections of two computes that start at
+/// once fail each other.
+pub const SAFEKEEPER_SYNC_RETRIES: i32 = 5;
+
+/// Longest pause before such a retry; the original's figure.
+pub const SAFEKEEPER_SYNC_PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// Messages of its log that an error quotes: the last says why, those before it where.
+pub const SAFEKEEPER_SYNC_MESSAGES: usize = 3;
+
+/// Characters of each that are quoted: a line of a log.
+pub const SAFEKEEPER_SYNC_SHOWN: usize = 300;
+
 // ---- archives -----------------------------------------------------------------------------------------
 
 /// Bytes read from a source at once, and written to a file at once: large enough that system calls and
@@ -211,6 +238,30 @@ pub const ARCHIVE_PROGRESS: u64 = 16 << 20;
 
 /// Redirects that are followed: from a name to an object store takes one or two.
 pub const ARCHIVE_REDIRECTS: usize = 5;
+
+// ---- neon ---------------------------------------------------------------------------------------------
+
+/// How long a pageserver may take to let us in: one connection, and a signature that it checks.
+pub const PAGESERVER_CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a pageserver may take to begin with a base backup. It waits up to five minutes for the log to reach
+/// the place asked for, and then answers with an error of its own that says more than ours.
+pub const PAGESERVER_ANSWER: Duration = Duration::from_secs(330);
+
+/// How long a pageserver may be silent in the middle of a base backup: it may have to fetch layers from an object
+/// store, which takes some seconds for each.
+pub const PAGESERVER_IDLE: Duration = Duration::from_secs(60);
+
+/// How often a pageserver is asked over HTTP/2 whether it is still there, and how long it may take to say so.
+/// Shorter than [`PAGESERVER_IDLE`], as nothing has to be fetched for this answer.
+pub const PAGESERVER_PING: Duration = Duration::from_secs(20);
+
+/// Longest message of a pageserver's over libpq, in bytes. It sends base backups in pieces of some hundred KiB;
+/// a message is held in memory as a whole.
+pub const PAGESERVER_MESSAGE: i32 = 16 * 1024 * 1024;
+
+/// Rows of a pageserver's answer that are read: its commands answer with one.
+pub const PAGESERVER_ROWS: usize = 16;
 
 // ---- postgres -----------------------------------------------------------------------------------------
 

@@ -8,4 +8,5 @@ pub mod archive;
 pub mod document;
 pub mod fault;
 pub mod resolve;
+pub mod safekeepers;
 pub mod store;

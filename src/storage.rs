@@ -1,7 +1,7 @@
 //! Where the data directory comes from: one trait, a file per kind.
 //!
 //! A kind prepares PGDATA and nothing else; it never starts a server. `postgresql.conf` is written after it,
-//! by whoever starts the server. Kinds of Neon's storage and base backups are named here but not served yet.
+//! by whoever starts the server. Base backups of another PostgreSQL are named here but not served yet.
 //!
 //! **`pg_dynshmem`** stays the ordinary directory that `initdb` makes. Neon's original replaces it by a symlink
 //! to `/dev/shm`, which matters only with `dynamic_shared_memory_type = mmap`; there, a starting server unlinks
@@ -13,7 +13,9 @@ mod archive;
 mod existing;
 mod identity;
 mod initdb;
+pub mod neon;
 mod progress;
+mod scratch;
 pub mod unpack;
 
 use std::fmt;
@@ -24,25 +26,31 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use crate::node::chain;
 use crate::postgres::process::RunError;
 use crate::postgres::{ClearRule, Contents, DataDir, Installation, PgdataError};
 use crate::spec::document::StorageSpec;
 use crate::spec::resolve::StorageKind;
 use crate::spec::store::StoredSpec;
 use crate::spec::{self, archive::ParameterFault};
+use neon::safekeepers::SyncError;
 use unpack::UnpackError;
 
 pub use archive::{Archive, ArchiveError, AttemptError, DownloadError, Timing};
 pub use existing::Existing;
 pub use initdb::Initdb;
+pub use neon::{EndOfLog, Neon, NeonError, Safekeepers};
 pub use progress::{Phase, Progress};
+
+/// Length of `global/pg_control`, `PG_CONTROL_FILE_SIZE`.
+const CONTROL_SIZE: u64 = 8192;
 
 /// Why the data directory was not prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The spec asks for a kind that is not served.
     #[error(
-        "this build does not serve storage kind \"{kind}\" yet; it serves \"initdb\", \"existing\" and \"archive\""
+        "this build does not serve storage kind \"{kind}\" yet; it serves \"neon\", \"initdb\", \"existing\" and \"archive\""
     )]
     NotServed {
         /// The kind.
@@ -54,6 +62,12 @@ pub enum StorageError {
     /// The archive could not be had, or is not what it should be.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// Neon's storage does not give what it should.
+    #[error(transparent)]
+    Neon(#[from] NeonError),
+    /// The safekeepers do not agree on the end of the log, and could not be made to.
+    #[error(transparent)]
+    Safekeepers(#[from] SyncError),
     /// The directory itself: in use, not ours, or an operation on it failed.
     #[error(transparent)]
     Pgdata(#[from] PgdataError),
@@ -126,7 +140,8 @@ impl StorageError {
         match self {
             Self::Io { source, .. }
             | Self::Pgdata(PgdataError::Io { source, .. })
-            | Self::Archive(ArchiveError::Unpack(UnpackError::Io { source, .. })) => full(source),
+            | Self::Archive(ArchiveError::Unpack(UnpackError::Io { source, .. }))
+            | Self::Neon(NeonError::Unpack { source: UnpackError::Io { source, .. }, .. }) => full(source),
             // strerror(ENOSPC) in the C locale, which initdb is run with.
             Self::Initdb { output } => output.contains("No space left on device"),
             _ => false,
@@ -135,18 +150,25 @@ impl StorageError {
 
     /// A server does not answer, or not as it should: it may do so later.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Archive(ArchiveError::Download(error)) if error.is_transient())
+        match self {
+            Self::Archive(ArchiveError::Download(error)) => error.is_transient(),
+            Self::Neon(error) => error.is_transient(),
+            Self::Safekeepers(error) => error.may_pass(),
+            _ => false,
+        }
     }
 
     /// The caller's own wish, not a failure.
     pub fn is_cancelled(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Cancelled
-                | Self::Archive(ArchiveError::Unpack(UnpackError::Cancelled))
-                | Self::Run(RunError::Cancelled { .. })
-                | Self::Pgdata(PgdataError::Cancelled { .. })
-        )
+            | Self::Archive(ArchiveError::Unpack(UnpackError::Cancelled))
+            | Self::Neon(NeonError::Unpack { source: UnpackError::Cancelled, .. })
+            | Self::Run(RunError::Cancelled { .. })
+            | Self::Pgdata(PgdataError::Cancelled { .. }) => true,
+            Self::Safekeepers(error) => error.is_cancelled(),
+            _ => false,
+        }
     }
 }
 
@@ -161,10 +183,13 @@ pub struct Context {
     pub superuser: String,
     /// Where templates are kept between starts. Made (0700) when absent; must be ours.
     pub cache: PathBuf,
+    /// The `postgresql.conf` that the server will be started with. It is written once the directory is prepared;
+    /// what has to run before reads it from here.
+    pub conf: Arc<str>,
     /// [`crate::postgres::pgdata::OVERRIDE_FLAG`] was given.
     pub overwrite_foreign: bool,
     /// The server is started again by the same process, after a crash or a failed start: a finished directory
-    /// is kept as it is, whatever the kind, and PostgreSQL recovers.
+    /// is kept as it is, and PostgreSQL recovers, unless its data are in Neon's storage anyway.
     pub restart: bool,
     /// Where the preparation tells how far it is.
     pub progress: Arc<Progress>,
@@ -209,9 +234,11 @@ pub fn open(stored: &StoredSpec) -> Result<Box<dyn Storage>, StorageError> {
             // Never none.
             Err(mut faults) => Err(StorageError::Parameter(faults.swap_remove(0))),
         },
-        None | Some(StorageSpec::Neon | StorageSpec::BaseBackup(_)) => {
-            Err(StorageError::NotServed { kind: stored.resolved.storage })
+        None | Some(StorageSpec::Neon) => {
+            let neon = Neon::new(stored).expect("a resolved spec of this kind has all that it needs");
+            Ok(Box::new(neon))
         }
+        Some(StorageSpec::BaseBackup(_)) => Err(StorageError::NotServed { kind: stored.resolved.storage }),
     }
 }
 
@@ -223,8 +250,8 @@ pub async fn warm_up(context: &Context) -> Result<(), StorageError> {
     initdb::ensure_template(context).await
 }
 
-/// Whether a server that is started again by this process finds its directory as it left it: then it is kept,
-/// whatever the kind.
+/// Whether a server that is started again by this process finds its directory as it left it: then it is kept
+/// by the kinds that ask.
 async fn kept_for_restart(context: &Context) -> Result<bool, StorageError> {
     if !context.restart {
         return Ok(false);
@@ -240,6 +267,19 @@ async fn kept_for_restart(context: &Context) -> Result<bool, StorageError> {
 /// What a kind that makes the directory anew at each start may remove.
 fn rule(context: &Context) -> ClearRule {
     ClearRule { overwrite_foreign: context.overwrite_foreign, ..ClearRule::default() }
+}
+
+/// Removes what a failed try has put into the directory, our marker included. Nothing ends this but its own
+/// failure: the next try begins with the same.
+async fn leave_empty(context: &Context) {
+    let (pgdata, never) = (context.pgdata.clone(), CancellationToken::new());
+    let emptied = blocking(&never, move |cancel| {
+        pgdata.clear(ClearRule::default(), cancel)?;
+        Ok(pgdata.finish_kept()?)
+    });
+    if let Err(error) = emptied.await {
+        tracing::warn!("cannot remove what was unpacked: {}", chain(&error));
+    }
 }
 
 /// Runs file work on a blocking thread. The work gets a token that also fires when the future is dropped, for

@@ -93,6 +93,7 @@ fn mended(error: &ResolveError) -> &'static str {
             "`safekeeper_connstrings` or the setting `neon.safekeepers`, as a primary needs them"
         }
         ResolveError::DuplicateSafekeeper(_) => "each safekeeper once",
+        ResolveError::Safekeeper { .. } => "addresses `host:port`",
         ResolveError::NoTenant | ResolveError::Tenant => {
             "32 hexadecimal digits in `tenant_id` or the setting `neon.tenant_id`"
         }

@@ -19,7 +19,6 @@ use crate::limits;
 use crate::postgres::settings::{Reload, Settings};
 use crate::postgres::{DataDir, Fact, Installation, Postmaster, SweepOutcome, process};
 use crate::secret::Secret;
-use crate::spec::resolve::StorageKind;
 use crate::spec::store::StoredSpec;
 use crate::storage::Progress;
 use crate::telemetry::Metrics;
@@ -143,10 +142,7 @@ impl World for RealWorld {
                     process::reap_adopted();
                     Ok(Done::Done)
                 }
-                Work::FinalSync { .. } => {
-                    let kind = StorageKind::Neon;
-                    Err(WorkError::plain(FailureClass::Permanent, work::unserved(kind)))
-                }
+                Work::FinalSync { spec } => parts.final_sync(spec, &token).await,
             }
         }
     }

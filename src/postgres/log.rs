@@ -31,6 +31,11 @@ impl LogSink {
     pub fn new(sink: impl FnMut(&str) + Send + 'static) -> Self {
         Self(Box::new(sink))
     }
+
+    /// One more message.
+    pub(crate) fn pass(&mut self, message: &str) {
+        (self.0)(message);
+    }
 }
 
 impl fmt::Debug for LogSink {

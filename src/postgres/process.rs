@@ -26,6 +26,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::log::{self, LogSink};
 use super::proctable::{self, Stat};
 use crate::control_plane::TOKEN_VARIABLE;
 use crate::limits;
@@ -86,13 +87,42 @@ pub async fn run(
     cancel: &CancellationToken,
     deadline: Duration,
 ) -> Result<Output, RunError> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    to_its_end(command, cancel, deadline).await
+}
+
+/// The same for a program whose standard error is a log like the server's: it goes to `log`, message by message,
+/// and [`Output::stderr`] stays empty. All of it was passed on before this returns, unless a process that left
+/// the group still holds it after [`limits::LOG_DRAIN`].
+pub async fn run_logged(
+    mut command: Command,
+    cancel: &CancellationToken,
+    deadline: Duration,
+    log: LogSink,
+) -> Result<Output, RunError> {
+    let program = PathBuf::from(command.get_program());
+    let failed = |source| RunError::Spawn { program: program.clone(), source };
+    let (reader, writer) = io::pipe().map_err(failed)?;
+    let mut ended = log::collect(reader, log).map_err(failed)?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(writer);
+    let output = to_its_end(command, cancel, deadline).await;
+    let _held_by_a_stranger = timeout(limits::LOG_DRAIN, ended.wait_for(|ended| *ended)).await;
+    output
+}
+
+async fn to_its_end(
+    mut command: Command,
+    cancel: &CancellationToken,
+    deadline: Duration,
+) -> Result<Output, RunError> {
     let program = PathBuf::from(command.get_program());
     if cancel.is_cancelled() {
         return Err(RunError::Cancelled { program });
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let group =
         Group::spawn(&mut command).map_err(|source| RunError::Spawn { program: program.clone(), source })?;
+    // It holds our ends of pipes that are not its own.
+    drop(command);
     let wait = |source| RunError::Wait { program: program.clone(), source };
     let (out, err) = group.take_pipes();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());

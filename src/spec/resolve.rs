@@ -11,6 +11,7 @@ use super::document::{
     ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol, StorageSpec,
 };
 use super::fault::JsonPath;
+use super::safekeepers::{self, Address};
 use crate::secret::Secret;
 
 /// Why a spec that decodes still says too little, or something impossible.
@@ -37,6 +38,14 @@ pub enum ResolveError {
     /// A safekeeper is listed twice.
     #[error("duplicate entry in safekeeper_connstrings: {0}!")]
     DuplicateSafekeeper(String),
+    /// What should be a safekeeper is none.
+    #[error("invalid entry in {field}: {text:?} (expected host:port)")]
+    Safekeeper {
+        /// Where it stands.
+        field: String,
+        /// What stands there.
+        text: String,
+    },
     /// Neon storage without a tenant.
     #[error("tenant id should be provided")]
     NoTenant,
@@ -60,9 +69,10 @@ impl ResolveError {
         let field = match self {
             Self::NoPageservers | Self::Pageservers(_) => "pageserver_connection_info",
             Self::StripeSize => "shard_stripe_size",
-            Self::NoSafekeepers | Self::SafekeepersEmpty | Self::DuplicateSafekeeper(_) => {
-                "safekeeper_connstrings"
-            }
+            Self::NoSafekeepers
+            | Self::SafekeepersEmpty
+            | Self::DuplicateSafekeeper(_)
+            | Self::Safekeeper { .. } => "safekeeper_connstrings",
             Self::NoTenant | Self::Tenant => "tenant_id",
             Self::NoTimeline | Self::Timeline => "timeline_id",
             Self::Lsn(_) => "mode",
@@ -80,9 +90,9 @@ pub struct ResolvedSpec {
     pub timeline: Option<TimelineId>,
     /// The pageservers; always there for [`StorageKind::Neon`] and for it only.
     pub pageservers: Option<Pageservers>,
-    /// `host:port` of each safekeeper, in the spec's order. Empty for all but primaries on Neon storage,
-    /// unless the spec lists them all the same.
-    pub safekeepers: Vec<String>,
+    /// The safekeepers in the spec's order. Some for primaries on Neon storage, and none for all others, who have no
+    /// business with them.
+    pub safekeepers: Vec<Address>,
     /// Primary, replica or pinned.
     pub mode: Mode,
     /// Where the data directory comes from.
@@ -107,7 +117,7 @@ impl ResolvedSpec {
             ComputeMode::Static(lsn) => Mode::Static(lsn.parse()?),
         };
         let pageservers = if neon { Some(Pageservers::of(spec)?) } else { None };
-        let safekeepers = if neon { safekeepers(spec)? } else { Vec::new() };
+        let safekeepers = if neon { safekeeper_list(spec)? } else { Vec::new() };
         let tenant = spec.tenant_id.as_deref().or_else(|| spec.setting("neon.tenant_id"));
         let tenant = tenant.map(str::parse).transpose().map_err(|InvalidId| ResolveError::Tenant)?;
         let timeline = spec.timeline_id.as_deref().or_else(|| spec.setting("neon.timeline_id"));
@@ -133,28 +143,30 @@ impl ResolvedSpec {
     }
 }
 
-fn safekeepers(spec: &ComputeSpec) -> Result<Vec<String>, ResolveError> {
-    let mut list = spec.safekeeper_connstrings.clone();
+/// Those of a primary.
+fn safekeeper_list(spec: &ComputeSpec) -> Result<Vec<Address>, ResolveError> {
     if spec.mode != ComputeMode::Primary {
-        return Ok(list);
+        return Ok(Vec::new());
     }
+    let fields = spec.safekeeper_connstrings.iter().enumerate();
+    let mut list: Vec<(String, &str)> =
+        fields.map(|(index, entry)| (format!("safekeeper_connstrings[{index}]"), entry.as_str())).collect();
     if list.is_empty() {
         let setting = spec.setting("neon.safekeepers").ok_or(ResolveError::NoSafekeepers)?;
-        list = setting
-            .split(',')
-            .map(|entry| entry.trim().to_owned())
-            .filter(|entry| !entry.is_empty())
-            .collect();
+        list = safekeepers::entries(setting).map(|entry| ("neon.safekeepers".to_owned(), entry)).collect();
     }
     if list.is_empty() {
         return Err(ResolveError::SafekeepersEmpty);
     }
-    let mut sorted: Vec<&String> = list.iter().collect();
-    sorted.sort();
-    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(ResolveError::DuplicateSafekeeper(pair[0].clone())),
-        None => Ok(list),
+    let mut sorted: Vec<&str> = list.iter().map(|(_, entry)| *entry).collect();
+    sorted.sort_unstable();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(ResolveError::DuplicateSafekeeper(pair[0].to_owned()));
     }
+    let address = |(field, text): (String, &str)| {
+        text.parse().map_err(|_| ResolveError::Safekeeper { field, text: text.to_owned() })
+    };
+    list.into_iter().map(address).collect()
 }
 
 /// Where the data directory comes from.
@@ -176,10 +188,7 @@ impl StorageKind {
     /// What this program lacks to serve the kind; `None` if it serves it.
     pub fn missing(self) -> Option<&'static str> {
         match self {
-            Self::Initdb | Self::Existing | Self::Archive => None,
-            Self::Neon => Some(
-                "storage kind `neon` needs base backups from pageservers and safekeeper sync, not built yet",
-            ),
+            Self::Neon | Self::Initdb | Self::Existing | Self::Archive => None,
             Self::BaseBackup => {
                 Some("storage kind `base_backup` needs a replication client, which is not built yet")
             }
@@ -433,7 +442,7 @@ impl fmt::Display for ShardIndex {
 #[error("not exactly 4 hexadecimal digits")]
 pub struct InvalidShardIndex;
 
-/// A copy of the spec in which placeholders for identifiers are filled in with zeros, so that a template can be
+/// A copy of the spec in which placeholders for identifiers and safekeepers are filled in, so that a template can be
 /// judged beyond them. Never for a spec that is to be started.
 pub(crate) fn with_placeholders_filled(spec: &ComputeSpec) -> ComputeSpec {
     let mut spec = spec.clone();
@@ -441,6 +450,11 @@ pub(crate) fn with_placeholders_filled(spec: &ComputeSpec) -> ComputeSpec {
     for id in [&mut spec.tenant_id, &mut spec.timeline_id].into_iter().flatten() {
         if super::fault::is_placeholder(id) {
             *id = zeros();
+        }
+    }
+    for (index, safekeeper) in spec.safekeeper_connstrings.iter_mut().enumerate() {
+        if super::fault::is_placeholder(safekeeper) {
+            *safekeeper = format!("placeholder-{index}:1");
         }
     }
     for GenericOption { name, value, .. } in spec.cluster.settings.iter_mut().flatten() {

@@ -19,7 +19,6 @@
 
 mod download;
 
-use std::error::Error;
 use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,19 +27,16 @@ use std::path::{Path, PathBuf};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::libc::O_NONBLOCK;
-use tokio_util::sync::CancellationToken;
 
 use super::unpack::{self, Options, UnpackError};
 use super::{
-    Context, Phase, Prepared, Storage, StorageError, blocking, kept_for_restart, rule, same_version,
+    CONTROL_SIZE, Context, Phase, Prepared, Storage, StorageError, blocking, kept_for_restart, leave_empty,
+    rule, same_version,
 };
-use crate::postgres::{ClearRule, DataDir};
+use crate::postgres::DataDir;
 use crate::spec::archive::{ArchiveSource, ArchiveSpec};
 use download::Download;
 pub use download::{AttemptError, DownloadError, Timing};
-
-/// Length of `global/pg_control`, `PG_CONTROL_FILE_SIZE`.
-const CONTROL_SIZE: u64 = 8192;
 
 const LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts"];
 
@@ -153,15 +149,7 @@ async fn prepare(archive: &Archive, context: &Context) -> Result<Prepared, Stora
         // Whoever cancels is in a hurry; the next try removes what there is.
         Err(error) if error.is_cancelled() => Err(error),
         Err(error) => {
-            let pgdata = context.pgdata.clone();
-            let never = CancellationToken::new();
-            let emptied = blocking(&never, move |cancel| {
-                pgdata.clear(ClearRule::default(), cancel)?;
-                Ok(pgdata.finish_kept()?)
-            });
-            if let Err(error) = emptied.await {
-                tracing::warn!("cannot remove what was unpacked: {}", chain(&error));
-            }
+            leave_empty(context).await;
             Err(error)
         }
     }
@@ -288,16 +276,4 @@ fn remove(path: &Path) -> Result<bool, StorageError> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

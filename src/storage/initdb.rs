@@ -3,18 +3,16 @@
 //! A template lives in the cache under a name derived from its *key*: the server's version, the superuser, the
 //! options. It is built in a directory of its own beside the final place, gets a file with the key as the very
 //! last thing, and is renamed into place. So a template is whole or is not there; of two processes that
-//! build the same one, the second finds the place taken, drops its own and uses the first. What a killed
-//! process left is told by its lock, which nobody holds any more, and removed.
+//! build the same one, the second finds the place taken, drops its own and uses the first.
 //!
 //! A clone is copied file by file, by several threads; `std::fs::copy` has the kernel share the blocks where
 //! the file system can (XFS, Btrfs), and copy inside the kernel elsewhere. Then it gets a system identifier
 //! of its own: see [`super::identity`].
 
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -22,9 +20,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
 
+use super::scratch::{self, Scratch};
 use super::{Context, Phase, Prepared, Storage, StorageError, blocking, identity, kept_for_restart, rule};
 use crate::limits;
 use crate::postgres::process;
@@ -35,9 +33,6 @@ const COMPLETE: &str = "complete";
 
 /// The cluster inside a template.
 const DATA: &str = "data";
-
-/// How names of templates under construction begin.
-const BUILDING: &str = ".building-";
 
 /// Wipes the data directory at each start of this process and fills it with a fresh cluster.
 #[derive(Debug)]
@@ -170,16 +165,13 @@ impl Template {
         let this = self.clone();
         let building = blocking(&context.cancel, move |_| {
             let cache = &this.cache;
-            if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(cache) {
-                return Err(StorageError::io("make directory", cache)(error));
-            }
-            owned_by_us(cache)?;
+            scratch::prepare(cache)?;
             if this.is_whole() {
-                owned_by_us(&this.place)?;
+                scratch::owned_by_us(&this.place)?;
                 return Ok(None);
             }
-            remove_abandoned(cache);
-            Building::begin(cache).map(Some)
+            scratch::remove_abandoned(cache);
+            Scratch::begin(cache).map(Some)
         });
         let Some(building) = building.await? else { return Ok(()) };
         tracing::info!(template = %self.place.display(), "making a template cluster");
@@ -188,7 +180,7 @@ impl Template {
         blocking(&context.cancel, move |_| this.put_in_place(building)).await
     }
 
-    fn put_in_place(&self, building: Building) -> Result<(), StorageError> {
+    fn put_in_place(&self, building: Scratch) -> Result<(), StorageError> {
         let key = building.path.join(COMPLETE);
         fs::write(&key, &self.key).map_err(StorageError::io("write", &key))?;
         loop {
@@ -210,80 +202,15 @@ impl Template {
                 return Ok(());
             }
             // Something broken is in the way. It goes under a name that the next clean-up takes as well.
-            let aside = self.cache.join(format!("{BUILDING}{}", uuid::Uuid::new_v4()));
+            let aside = scratch::name(&self.cache);
             match fs::rename(&self.place, &aside) {
-                Ok(()) => remove_any(&aside),
+                Ok(()) => scratch::remove_any(&aside),
                 // Somebody else has just moved it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(StorageError::io("move aside template", &self.place)(error)),
             }
         }
     }
-}
-
-/// A template under construction. Its lock tells it from one that a killed process left; dropped before it was
-/// put in place, it is removed.
-#[derive(Debug)]
-struct Building {
-    path: PathBuf,
-    _lock: Flock<File>,
-}
-
-impl Building {
-    fn begin(cache: &Path) -> Result<Self, StorageError> {
-        loop {
-            let path = cache.join(format!("{BUILDING}{}", uuid::Uuid::new_v4()));
-            DirBuilder::new().mode(0o700).create(&path).map_err(StorageError::io("make directory", &path))?;
-            let dir = match File::open(&path) {
-                Ok(dir) => dir,
-                // A clean-up took it between these two lines, before it was locked.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(StorageError::io("open", &path)(error)),
-            };
-            match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) if path.exists() => return Ok(Self { path, _lock: lock }),
-                Ok(_) | Err((_, nix::errno::Errno::EWOULDBLOCK)) => {}
-                Err((_, errno)) => return Err(StorageError::io("lock", &path)(errno.into())),
-            }
-        }
-    }
-}
-
-impl Drop for Building {
-    fn drop(&mut self) {
-        if self.path.exists() {
-            remove_any(&self.path);
-        }
-    }
-}
-
-fn remove_abandoned(cache: &Path) {
-    let Ok(entries) = fs::read_dir(cache) else { return };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        let named = path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(BUILDING));
-        if named
-            && let Ok(dir) = File::open(&path)
-            && let Ok(_lock) = Flock::lock(dir, FlockArg::LockExclusiveNonblock)
-        {
-            remove_any(&path);
-        }
-    }
-}
-
-fn remove_any(path: &Path) {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    if let Err(error) = removed {
-        // The next clean-up tries again; a leftover costs disk space, nothing else.
-        tracing::warn!(path = %path.display(), %error, "cannot remove an abandoned template");
-    }
-}
-
-fn owned_by_us(path: &Path) -> Result<(), StorageError> {
-    let owner = fs::metadata(path).map_err(StorageError::io("look at", path))?.uid();
-    if owner == nix::unistd::geteuid().as_raw() {
-        return Ok(());
-    }
-    Err(StorageError::CacheNotOurs { path: path.to_owned(), owner })
 }
 
 /// Copies a tree of directories and plain files, which is all that a template holds, into a directory.

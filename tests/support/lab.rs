@@ -64,6 +64,7 @@ impl Lab {
             pgdata: Arc::clone(pgdata),
             superuser: "cloud_admin".to_owned(),
             cache: self.cache.path().to_owned(),
+            conf: "".into(),
             overwrite_foreign: false,
             restart: false,
             progress: Arc::default(),

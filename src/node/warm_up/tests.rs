@@ -37,6 +37,7 @@ impl Bench {
             pgdata: DataDir::claim(&dir.path().join("pgdata")).unwrap(),
             superuser: "cloud_admin".to_owned(),
             cache: dir.path().join("cache"),
+            conf: "".into(),
             overwrite_foreign: false,
             restart: false,
             progress: Arc::default(),

@@ -17,9 +17,9 @@ use crate::postgres::conf::{self, Conf};
 use crate::postgres::settings::{Change, Reload, SettingsError, SizeLimitLifted};
 use crate::postgres::{Launch, LogSink, hba};
 use crate::secret::Secret;
-use crate::spec::resolve::{Mode, StorageKind};
+use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
-use crate::storage::{self, Context, Phase, StorageError};
+use crate::storage::{self, Context, EndOfLog, Phase, Safekeepers, StorageError};
 
 impl Parts {
     /// Whether this node can serve the spec, before anything is touched.
@@ -59,7 +59,8 @@ impl Parts {
     }
 
     pub(super) async fn warm_up(&self, token: &CancellationToken) -> Result<Done, WorkError> {
-        match warm_up::warm_up(&self.context(false, token)).await {
+        // Its server is a throw-away one with settings of its own.
+        match warm_up::warm_up(&self.context("", false, token)).await {
             Err(_) if token.is_cancelled() => Err(WorkError::cancelled()),
             other => other.map(|()| Done::Done).map_err(permanent),
         }
@@ -71,16 +72,18 @@ impl Parts {
         self.check(spec)?;
         let stored = self.stored(spec)?;
         let storage = storage::open(&stored)?;
-        storage.judge(&self.context(false, &CancellationToken::new())).await?;
+        let text = self.render(&stored)?;
+        storage.judge(&self.context(&text, false, &CancellationToken::new())).await?;
         Ok(())
     }
 
-    fn context(&self, restart: bool, cancel: &CancellationToken) -> Context {
+    fn context(&self, conf: &str, restart: bool, cancel: &CancellationToken) -> Context {
         Context {
             installation: self.installation.clone(),
             pgdata: self.pgdata.clone(),
             superuser: self.superuser.clone(),
             cache: self.cache.clone(),
+            conf: conf.into(),
             overwrite_foreign: self.overwrite_foreign,
             restart,
             progress: self.progress.clone(),
@@ -99,12 +102,32 @@ impl Parts {
         // Rendered first: a spec that cannot be written must not cost a data directory.
         let text = self.render(&stored)?;
         let storage = storage::open(&stored).map_err(permanent)?;
-        let prepared = storage.prepare(&self.context(restart, token)).await;
+        let prepared = storage.prepare(&self.context(&text, restart, token)).await;
         self.progress.enter(Phase::Idle);
         let prepared = prepared.map_err(storage_error)?;
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
         self.write_files(text).await?;
         Ok(Done::Done)
+    }
+
+    /// Has the safekeepers agree on the end of the log of a server that has stopped.
+    pub(super) async fn final_sync(
+        &self,
+        spec: Revision,
+        token: &CancellationToken,
+    ) -> Result<Done, WorkError> {
+        let stored = self.stored(spec)?;
+        let safekeepers = Safekeepers::of(&stored).ok_or_else(|| {
+            WorkError::plain(FailureClass::Permanent, "this node has no safekeepers; this is a bug")
+        })?;
+        let synced = safekeepers.sync(self.installation.postgres(), self.pgdata.path(), token).await;
+        let end = synced.map_err(|error| storage_error(error.into()))?;
+        tracing::info!(%end, "safekeepers synchronised");
+        Ok(Done::Synced(match end {
+            EndOfLog::At(Lsn(lsn)) => compute_states::Lsn(lsn),
+            // As clients know it.
+            EndOfLog::Empty => compute_states::Lsn(0),
+        }))
     }
 
     async fn write_files(&self, conf_text: String) -> Result<(), WorkError> {
@@ -238,14 +261,12 @@ impl Parts {
 /// Whether this build serves what the spec asks for.
 pub(in crate::node) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
     let resolved = &stored.resolved;
-    if resolved.storage.missing().is_some() {
-        return Err(WorkError::plain(FailureClass::Permanent, unserved(resolved.storage)));
+    if let Some(missing) = resolved.storage.missing() {
+        return Err(WorkError::plain(FailureClass::Permanent, missing));
     }
-    if resolved.mode != Mode::Primary {
-        let text = format!(
-            "mode {} is not served with storage kind `{}` yet: only Primary is",
-            resolved.mode, resolved.storage
-        );
+    if resolved.storage != StorageKind::Neon && resolved.mode != Mode::Primary {
+        let text =
+            format!("mode {} is not served with storage kind `{}` yet", resolved.mode, resolved.storage);
         return Err(WorkError::plain(FailureClass::Permanent, text));
     }
     Ok(())
@@ -258,10 +279,6 @@ fn concurrency(stored: &StoredSpec, first: bool) -> usize {
     } else {
         stored.document.reconfigure_concurrency.max(1)
     }
-}
-
-pub(super) fn unserved(kind: StorageKind) -> String {
-    kind.missing().unwrap_or("this storage kind has no final sync").to_owned()
 }
 
 pub(super) fn permanent(error: impl std::error::Error + 'static) -> WorkError {

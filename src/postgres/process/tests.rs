@@ -24,6 +24,19 @@ async fn output_and_status_are_told() {
 }
 
 #[tokio::test]
+async fn a_log_is_passed_on_whole_before_the_end_is_told() {
+    let (sender, messages) = std::sync::mpsc::channel();
+    let log = LogSink::new(move |message| sender.send(message.to_owned()).unwrap());
+    let script = "echo 0/1; echo '2026-01-02 03:04:05 UTC LOG:  one' >&2; echo '  more' >&2; exit 3";
+    let output =
+        run_logged(shell(script), &CancellationToken::new(), limits::VERSION_PROBE, log).await.unwrap();
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"0/1\n"[..], &b""[..]));
+    assert_eq!(output.status.code(), Some(3));
+    let seen: Vec<String> = messages.try_iter().collect();
+    assert_eq!(seen, ["PG:2026-01-02 03:04:05 UTC LOG:  one\u{200b}  more\n"]);
+}
+
+#[tokio::test]
 async fn a_flood_of_output_neither_blocks_nor_grows() {
     let script = "head -c 3000000 /dev/zero; echo; echo end";
     let output = run(shell(script), &CancellationToken::new(), limits::INITDB).await.unwrap();

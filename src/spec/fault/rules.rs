@@ -20,6 +20,7 @@ use crate::spec::document::{
     StorageSpec,
 };
 use crate::spec::resolve::{Lsn, ShardIndex, TenantId};
+use crate::spec::safekeepers::{self, Address};
 
 /// Everything wrong or odd with a spec, without positions. `root` is where the spec stands in its document.
 pub fn examine(spec: &ComputeSpec, root: &JsonPath) -> Vec<Fault> {
@@ -281,20 +282,29 @@ impl Examination {
         let mut seen = BTreeSet::new();
         for (index, safekeeper) in spec.safekeeper_connstrings.iter().enumerate() {
             let path = list.index(index);
-            if !safekeeper.contains(':') || safekeeper.contains([',', '\'', '\n', '\r', '\0']) {
+            if safekeeper.parse::<Address>().is_err() {
                 self.form(path, safekeeper, "no safekeeper address", "`host:port`");
             } else if spec.mode == ComputeMode::Primary && !seen.insert(safekeeper) {
                 self.fault(path, "a safekeeper listed before", "each safekeeper once");
             }
         }
+        if spec.safekeeper_connstrings.len() > limits::SAFEKEEPERS {
+            let found = format!("{} safekeepers", spec.safekeeper_connstrings.len());
+            self.fault(list, &found, &format!("at most {}", limits::SAFEKEEPERS));
+        }
         // The setting stands in for an empty list, of a primary only.
         let stands_in = spec.mode == ComputeMode::Primary && spec.safekeeper_connstrings.is_empty();
         if let Some(setting) = spec.setting("neon.safekeepers").filter(|_| stands_in) {
-            let mut entries = setting.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+            let path = setting_path(spec, root, "neon.safekeepers");
             let mut seen = BTreeSet::new();
-            if !entries.all(|entry| seen.insert(entry)) {
-                let path = setting_path(spec, root, "neon.safekeepers");
+            if let Some(entry) = safekeepers::entries(setting).find(|entry| entry.parse::<Address>().is_err())
+            {
+                self.form(path, entry, "no safekeeper address", "addresses `host:port`");
+            } else if !safekeepers::entries(setting).all(|entry| seen.insert(entry)) {
                 self.fault(path, "a safekeeper listed twice", "each safekeeper once");
+            } else if seen.len() > limits::SAFEKEEPERS {
+                let found = format!("{} safekeepers", seen.len());
+                self.fault(path, &found, &format!("at most {}", limits::SAFEKEEPERS));
             }
         }
     }

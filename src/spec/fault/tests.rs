@@ -253,8 +253,22 @@ fn storage_facts() {
     finds(json!({"mode": {"Static": "0/x"}}), "mode.Static", "LSN");
     finds(json!({"safekeeper_connstrings": ["a:1", "a:1"]}), "safekeeper_connstrings[1]", "before");
     finds(json!({"safekeeper_connstrings": ["a"]}), "safekeeper_connstrings[0]", "address");
-    let twice = settings(json!([option("neon.safekeepers", Some("a:1,b:1, a:1"), "string")]));
-    finds(twice, "cluster.settings[0].value", "listed twice");
+    finds(
+        json!({"safekeeper_connstrings": ["a:1", "postgresql://a:1"]}),
+        "safekeeper_connstrings[1]",
+        "address",
+    );
+    let many: Vec<String> = (0..32).map(|number| format!("sk-{number}:5454")).collect();
+    finds(json!({"safekeeper_connstrings": many}), "safekeeper_connstrings", "32 safekeepers");
+    for (value, found) in [
+        ("a:1,b:1, a:1".to_owned(), "listed twice"),
+        ("g#7:a:1,b".to_owned(), "address"),
+        (many.join(","), "32 safekeepers"),
+    ] {
+        let setting = settings(json!([option("neon.safekeepers", Some(&value), "string")]));
+        finds(setting, "cluster.settings[0].value", found);
+    }
+    accepts(settings(json!([option("neon.safekeepers", Some("g#7:a:1,b:1"), "string")])));
     accepts(json!({"mode": "Replica", "safekeeper_connstrings": ["a:1", "a:1"]}));
     finds(json!({"reconfigure_concurrency": 0}), "reconfigure_concurrency", "for ever");
     finds(json!({"pageserver_connstring": "a,b"}), "pageserver_connstring", "stripe");

@@ -31,6 +31,10 @@ fn resolve(changes: Value) -> Result<ResolvedSpec, ResolveError> {
     ResolvedSpec::new(&spec(changes))
 }
 
+fn safekeepers(resolved: &ResolvedSpec) -> Vec<String> {
+    resolved.safekeepers.iter().map(ToString::to_string).collect()
+}
+
 fn error(changes: Value) -> String {
     resolve(changes).unwrap_err().to_string()
 }
@@ -49,7 +53,7 @@ fn a_primary_on_neon_storage() {
     assert_eq!(resolved.storage, StorageKind::Neon);
     assert_eq!(resolved.tenant.as_ref().unwrap().as_str(), TENANT);
     assert_eq!(resolved.timeline.as_ref().unwrap().to_string(), TIMELINE.to_lowercase());
-    assert_eq!(resolved.safekeepers, ["127.0.0.1:5454"]);
+    assert_eq!(safekeepers(&resolved), ["127.0.0.1:5454"]);
     assert!(resolved.final_sync());
     let pageservers = resolved.pageservers.unwrap();
     assert_eq!((pageservers.shard_count, pageservers.stripe_size), (0, None));
@@ -64,11 +68,11 @@ fn settings_stand_in_for_fields() {
             ("neon.timeline_id", TIMELINE),
             ("neon.pageserver_connstring", "host=a port=1,host=b port=2"),
             ("neon.stripe_size", "2048"),
-            ("neon.safekeepers", "b:1,a:1"),
+            ("neon.safekeepers", "g#7:b:1,a:1"),
         ]),
     }))
     .unwrap();
-    assert_eq!(resolved.safekeepers, ["b:1", "a:1"]);
+    assert_eq!(safekeepers(&resolved), ["b:1", "a:1"]);
     let pageservers = resolved.pageservers.unwrap();
     assert_eq!(
         (pageservers.shard_count, pageservers.stripe_size, pageservers.shards.len()),
@@ -91,6 +95,10 @@ fn the_error_texts_are_the_originals() {
         error(json!({"safekeeper_connstrings": ["a:1", "b:1", "a:1"]})),
         "duplicate entry in safekeeper_connstrings: a:1!"
     );
+    assert_eq!(
+        error(json!({"safekeeper_connstrings": ["a:1", "postgresql://b"]})),
+        "invalid entry in safekeeper_connstrings[1]: \"postgresql://b\" (expected host:port)"
+    );
     let empty = json!({"safekeeper_connstrings": [], "cluster": settings(&[("neon.safekeepers", "")])});
     assert_eq!(error(empty), "safekeeper_connstrings is empty");
     assert!(error(json!({"mode": {"Static": "0"}})).contains("LsnParseError"));
@@ -110,17 +118,19 @@ fn only_neon_storage_asks_for_neon_facts() {
     }
     // Storage that is named wins over pageservers that happen to be there.
     assert_eq!(resolve(json!({"storage": {"kind": "initdb"}})).unwrap().pageservers, None);
-    for kind in ["neon", "base_backup"] {
-        let resolved = resolve(json!({"storage": {"kind": kind, "url": "x"}})).unwrap();
-        assert!(resolved.storage.missing().unwrap().contains(kind));
-    }
+    let neon = resolve(json!({"storage": {"kind": "neon"}})).unwrap();
+    assert_eq!(neon.storage.missing(), None);
+    let backup = resolve(json!({"storage": {"kind": "base_backup", "url": "x"}})).unwrap();
+    assert!(backup.storage.missing().unwrap().contains("base_backup"));
 }
 
 #[test]
 fn replicas_and_pinned_computes_need_no_safekeepers() {
     for mode in [json!("Replica"), json!({"Static": "0/16b9188"})] {
-        let resolved = resolve(json!({"mode": mode, "safekeeper_connstrings": null})).unwrap();
-        assert!(resolved.safekeepers.is_empty() && !resolved.final_sync());
+        for list in [json!(null), json!(["a:1", "b"])] {
+            let resolved = resolve(json!({"mode": mode, "safekeeper_connstrings": list})).unwrap();
+            assert!(resolved.safekeepers.is_empty() && !resolved.final_sync());
+        }
     }
     let pinned = resolve(json!({"mode": {"Static": "0/16b9188"}})).unwrap();
     assert_eq!(pinned.mode, Mode::Static(Lsn(0x16b_9188)));

@@ -1,3 +1,5 @@
+use std::os::unix::fs::MetadataExt;
+
 use super::*;
 
 fn tree(dir: &Path) -> PathBuf {
@@ -43,7 +45,7 @@ fn template(cache: &Path) -> Template {
 fn of_two_builders_both_win_and_one_template_stays() {
     let dir = tempfile::tempdir().unwrap();
     let template = template(dir.path());
-    let (one, two) = (Building::begin(dir.path()).unwrap(), Building::begin(dir.path()).unwrap());
+    let (one, two) = (Scratch::begin(dir.path()).unwrap(), Scratch::begin(dir.path()).unwrap());
     fs::write(one.path.join("by"), "one").unwrap();
     fs::write(two.path.join("by"), "two").unwrap();
     template.put_in_place(two).unwrap();
@@ -60,26 +62,8 @@ fn a_broken_template_is_replaced() {
     fs::create_dir_all(template.place.join("half")).unwrap();
     fs::write(template.place.join(COMPLETE), "another key").unwrap();
     assert!(!template.is_whole());
-    template.put_in_place(Building::begin(dir.path()).unwrap()).unwrap();
+    template.put_in_place(Scratch::begin(dir.path()).unwrap()).unwrap();
     assert!(template.is_whole());
     assert!(!template.place.join("half").exists());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-}
-
-#[test]
-fn what_a_killed_builder_left_is_removed_and_a_live_one_is_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let left = dir.path().join(format!("{BUILDING}left"));
-    fs::create_dir_all(left.join("data")).unwrap();
-    let live = Building::begin(dir.path()).unwrap();
-    remove_abandoned(dir.path());
-    assert!(!left.exists());
-    assert!(live.path.exists());
-}
-
-#[test]
-fn a_cache_of_somebody_elses_is_refused() {
-    let error = owned_by_us(Path::new("/proc/1")).err();
-    let ours = nix::unistd::geteuid().as_raw() == fs::metadata("/proc/1").unwrap().uid();
-    assert_eq!(error.is_none(), ours);
 }
