@@ -199,6 +199,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         afterwards: Afterwards::default(),
         settings: Settings::new(metrics.clone()),
         progress: progress.clone(),
+        slots: Mutex::default(),
         documents: Mutex::default(),
     };
     if let Some((spec, _)) = &spec {

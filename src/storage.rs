@@ -1,7 +1,7 @@
 //! Where the data directory comes from: one trait, a file per kind.
 //!
 //! A kind prepares PGDATA and nothing else; it never starts a server. `postgresql.conf` is written after it,
-//! by whoever starts the server. Kinds of Neon's storage and base backups are named here but not served yet.
+//! by whoever starts the server, with [`settings`] of the kind's own. Neon's storage is named here but not served yet.
 //!
 //! **`pg_dynshmem`** stays the ordinary directory that `initdb` makes. Neon's original replaces it by a symlink
 //! to `/dev/shm`, which matters only with `dynamic_shared_memory_type = mmap`; there, a starting server unlinks
@@ -10,15 +10,19 @@
 //! `posix`, uses `/dev/shm` by itself, under names of its own.
 
 mod archive;
+mod base_backup;
 mod existing;
 mod identity;
 mod initdb;
 mod progress;
+mod role;
 pub mod unpack;
 
+use std::error::Error;
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -26,23 +30,29 @@ use tokio_util::sync::CancellationToken;
 
 use crate::postgres::process::RunError;
 use crate::postgres::{ClearRule, Contents, DataDir, Installation, PgdataError};
+use crate::postgres::conf;
+use crate::spec;
+use crate::spec::base_backup::BaseBackupSpec;
 use crate::spec::document::StorageSpec;
-use crate::spec::resolve::StorageKind;
+use crate::spec::parameters::ParameterFault;
+use crate::spec::resolve::{Mode, StorageKind};
 use crate::spec::store::StoredSpec;
-use crate::spec::{self, archive::ParameterFault};
 use unpack::UnpackError;
 
 pub use archive::{Archive, ArchiveError, AttemptError, DownloadError, Timing};
+pub use base_backup::{BaseBackup, BaseBackupError, Patience};
 pub use existing::Existing;
 pub use initdb::Initdb;
 pub use progress::{Phase, Progress};
+pub use role::Role;
 
 /// Why the data directory was not prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The spec asks for a kind that is not served.
     #[error(
-        "this build does not serve storage kind \"{kind}\" yet; it serves \"initdb\", \"existing\" and \"archive\""
+        "this build does not serve storage kind \"{kind}\" yet; it serves \"initdb\", \"existing\", \"archive\" and \
+         \"base_backup\""
     )]
     NotServed {
         /// The kind.
@@ -54,6 +64,33 @@ pub enum StorageError {
     /// The archive could not be had, or is not what it should be.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The server to copy cannot be had, or is not what it should be.
+    #[error(transparent)]
+    BaseBackup(#[from] BaseBackupError),
+    /// A standby's directory, and the spec wants a primary.
+    #[error(
+        "data directory {path} is a standby's, and mode Primary does not promote it: promote the running standby \
+         first (`SELECT pg_promote()`), or say mode Replica"
+    )]
+    IsStandby {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// A primary's directory, and the spec wants a standby.
+    #[error(
+        "data directory {path} is a primary's, which has written what no other has: it cannot follow one; without \
+         it, it is made anew"
+    )]
+    IsPrimary {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// `existing` without anything, and the spec wants a standby.
+    #[error("data directory {path} holds no cluster that could be a standby; \"base_backup\" makes one")]
+    NoStandby {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// The directory itself: in use, not ours, or an operation on it failed.
     #[error(transparent)]
     Pgdata(#[from] PgdataError),
@@ -128,6 +165,7 @@ impl StorageError {
             | Self::Pgdata(PgdataError::Io { source, .. })
             | Self::Archive(ArchiveError::Unpack(UnpackError::Io { source, .. })) => full(source),
             // strerror(ENOSPC) in the C locale, which initdb is run with.
+            Self::BaseBackup(error) => error.is_disk_full(),
             Self::Initdb { output } => output.contains("No space left on device"),
             _ => false,
         }
@@ -135,7 +173,11 @@ impl StorageError {
 
     /// A server does not answer, or not as it should: it may do so later.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Archive(ArchiveError::Download(error)) if error.is_transient())
+        match self {
+            Self::Archive(ArchiveError::Download(error)) => error.is_transient(),
+            Self::BaseBackup(error) => error.is_transient(),
+            _ => false,
+        }
     }
 
     /// The caller's own wish, not a failure.
@@ -166,6 +208,8 @@ pub struct Context {
     /// The server is started again by the same process, after a crash or a failed start: a finished directory
     /// is kept as it is, whatever the kind, and PostgreSQL recovers.
     pub restart: bool,
+    /// What the cluster is to be.
+    pub role: Role,
     /// Where the preparation tells how far it is.
     pub progress: Arc<Progress>,
     /// Ends the work: between any two files, and `initdb` with all its processes.
@@ -209,10 +253,101 @@ pub fn open(stored: &StoredSpec) -> Result<Box<dyn Storage>, StorageError> {
             // Never none.
             Err(mut faults) => Err(StorageError::Parameter(faults.swap_remove(0))),
         },
-        None | Some(StorageSpec::Neon | StorageSpec::BaseBackup(_)) => {
-            Err(StorageError::NotServed { kind: stored.resolved.storage })
+        Some(StorageSpec::BaseBackup(_)) => Ok(Box::new(BaseBackup::new(base_backup_of(stored)?))),
+        None | Some(StorageSpec::Neon) => Err(StorageError::NotServed { kind: stored.resolved.storage }),
+    }
+}
+
+fn base_backup_of(stored: &StoredSpec) -> Result<BaseBackupSpec, StorageError> {
+    let Some(StorageSpec::BaseBackup(parameters)) = &stored.document.storage else {
+        return Err(StorageError::NotServed { kind: stored.resolved.storage });
+    };
+    let standby = stored.resolved.mode != Mode::Primary;
+    // Never none.
+    spec::base_backup::decode(parameters, standby)
+        .map_err(|mut faults| StorageError::Parameter(faults.swap_remove(0)))
+}
+
+/// What the storage of a spec says in `postgresql.conf`, after all settings of the spec: whom a standby follows,
+/// and how a recovery ends. Nothing but that: the rest is the spec's.
+///
+/// # Errors
+/// [`StorageError::Parameter`] for parameters that cannot be used.
+pub fn settings(stored: &StoredSpec) -> Result<Vec<(&'static str, String)>, StorageError> {
+    let mut settings = Vec::new();
+    let kind = stored.resolved.storage;
+    if kind == StorageKind::BaseBackup {
+        settings = base_backup::settings(&base_backup_of(stored)?);
+    }
+    let declared = |name| conf::declared(&stored.document.cluster, name).is_some();
+    let copied = matches!(kind, StorageKind::BaseBackup | StorageKind::Archive);
+    let restored = match Role::of(stored) {
+        Role::Restored => copied,
+        // Whatever the spec says, a copy must not go on on the timeline of its source.
+        Role::Primary => kind == StorageKind::BaseBackup,
+        Role::Standby => false,
+    };
+    if restored && !declared("restore_command") {
+        // An archive recovery has to have one. All WAL that is needed lies in the directory.
+        settings.push(("restore_command", "false".to_owned()));
+    }
+    if restored && !declared("recovery_target_action") {
+        // PostgreSQL's default, to wait at a target for somebody to look, is no primary.
+        settings.push(("recovery_target_action", "promote".to_owned()));
+    }
+    Ok(settings)
+}
+
+/// Replication slots that are this node's own, at the servers it follows.
+#[derive(Debug, Default)]
+pub struct OwnSlots(Vec<BaseBackupSpec>);
+
+impl OwnSlots {
+    /// Notes the slot of a spec, if it has one of this node's own.
+    pub fn note(&mut self, stored: &StoredSpec) {
+        if let Ok(spec) = base_backup_of(stored)
+            && spec.create_slot
+            && !self.0.iter().any(|known| same_slot(known, &spec))
+        {
+            self.0.push(spec);
         }
     }
+
+    /// Takes out those that the standby of this spec does not use.
+    pub fn take_others(&mut self, stored: &StoredSpec) -> Self {
+        let Ok(spec) = base_backup_of(stored) else { return Self::default() };
+        let (used, others) = std::mem::take(&mut self.0).into_iter().partition(|known| same_slot(known, &spec));
+        self.0 = used;
+        Self(others)
+    }
+
+    /// Takes out those whose standby ends with this process.
+    pub fn take_ending(&mut self) -> Self {
+        Self(std::mem::take(&mut self.0).into_iter().filter(BaseBackupSpec::slot_ends_with_node).collect())
+    }
+
+    /// Drops them, which takes at most some seconds each. What cannot be dropped is named in a warning.
+    pub async fn drop_all(self, installation: &Installation) {
+        for spec in self.0 {
+            base_backup::drop_slot(&spec, installation).await;
+        }
+    }
+}
+
+fn same_slot(a: &BaseBackupSpec, b: &BaseBackupSpec) -> bool {
+    a.slot == b.slot && a.source.to_string() == b.source.to_string()
+}
+
+/// Makes the slot that a running standby needs for this spec, if the spec wants one made.
+///
+/// # Errors
+/// If the server which it is to follow does not make it.
+pub async fn make_slot(
+    stored: &StoredSpec,
+    installation: &Installation,
+    cancel: &CancellationToken,
+) -> Result<(), StorageError> {
+    base_backup::make_slot(&base_backup_of(stored)?, installation, cancel).await
 }
 
 /// Makes what a first start needs and no spec changes: the template of `initdb`. Touches no data directory.
@@ -268,4 +403,32 @@ fn same_version(pgdata: &DataDir, installation: &Installation) -> Result<(), Sto
         found,
         installed: installation.version().to_string(),
     })
+}
+
+/// Moves everything from a directory below into this one, and removes it.
+fn move_up(from: &Path, to: &Path) -> Result<(), StorageError> {
+    for entry in fs::read_dir(from).map_err(StorageError::io("list", from))? {
+        let entry = entry.map_err(StorageError::io("list", from))?;
+        let path = entry.path();
+        fs::rename(&path, to.join(entry.file_name())).map_err(StorageError::io("move", &path))?;
+    }
+    fs::remove_dir(from).map_err(StorageError::io("remove", from))
+}
+
+/// Puts everything on the file system of this directory on disk: nothing was synced while it was filled.
+fn sync(pgdata: &Path) -> Result<(), StorageError> {
+    let dir = File::open(pgdata).map_err(StorageError::io("open", pgdata))?;
+    rustix::fs::syncfs(dir).map_err(|errno| StorageError::io("sync", pgdata)(errno.into()))
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
 }

@@ -176,13 +176,10 @@ impl StorageKind {
     /// What this program lacks to serve the kind; `None` if it serves it.
     pub fn missing(self) -> Option<&'static str> {
         match self {
-            Self::Initdb | Self::Existing | Self::Archive => None,
+            Self::Initdb | Self::Existing | Self::Archive | Self::BaseBackup => None,
             Self::Neon => Some(
                 "storage kind `neon` needs base backups from pageservers and safekeeper sync, not built yet",
             ),
-            Self::BaseBackup => {
-                Some("storage kind `base_backup` needs a replication client, which is not built yet")
-            }
         }
     }
 }

@@ -39,6 +39,7 @@ impl Bench {
             cache: dir.path().join("cache"),
             overwrite_foreign: false,
             restart: false,
+            role: storage::Role::Primary,
             progress: Arc::default(),
             cancel: CancellationToken::new(),
         };

@@ -14,7 +14,7 @@ use crate::catalog::attributes::{DatabaseAttributes, OptionError, RoleAttributes
 use crate::catalog::{plan::is_scram, quote};
 use crate::limits;
 use crate::postgres::conf;
-use crate::spec::archive;
+use crate::spec::{archive, base_backup};
 use crate::spec::document::{
     ComputeCtlConfig, ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol,
     StorageSpec,
@@ -434,8 +434,14 @@ impl Examination {
     }
 
     fn storage(&mut self, spec: &ComputeSpec, root: &JsonPath) {
-        let Some(StorageSpec::Archive(parameters)) = &spec.storage else { return };
-        for fault in archive::decode(parameters).err().into_iter().flatten() {
+        let faults = match &spec.storage {
+            Some(StorageSpec::Archive(parameters)) => archive::decode(parameters).err(),
+            Some(StorageSpec::BaseBackup(parameters)) => {
+                base_backup::decode(parameters, spec.mode != ComputeMode::Primary).err()
+            }
+            _ => None,
+        };
+        for fault in faults.into_iter().flatten() {
             let path = root.key(fault.field);
             match &fault.text {
                 Some(text) => self.form(path, text, fault.found, fault.expected),
