@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compute_ctl::postgres::{DataDir, Installation};
-use compute_ctl::storage::{Context, Initdb, Storage};
+use compute_ctl::storage::{Context, Initdb, Role, Storage};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -72,8 +72,10 @@ impl Bench {
             pgdata: DataDir::claim(&out).expect("an own directory"),
             superuser: "cloud_admin".to_owned(),
             cache: self.cache(),
+            conf: "".into(),
             overwrite_foreign: false,
             restart: false,
+            role: Role::Primary,
             progress: Arc::default(),
             cancel: CancellationToken::new(),
         };

@@ -174,6 +174,34 @@ pub const SAFEKEEPER_SYNC_MESSAGES: usize = 3;
 /// Characters of each that are quoted: a line of a log.
 pub const SAFEKEEPER_SYNC_SHOWN: usize = 300;
 
+// ---- base backups -------------------------------------------------------------------------------------
+
+/// How long a connection to the server that is copied may take, unless its connection string says otherwise.
+pub const BASE_BACKUP_CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a question to that server may take, several hosts of a connection string included: it answers from
+/// memory, and making a slot writes one small file.
+pub const BASE_BACKUP_QUESTION: Duration = Duration::from_secs(60);
+
+/// How long the server may be silent before the first byte: it writes a checkpoint first, which takes minutes with
+/// much memory and a slow disk, and measures its directory.
+pub const BASE_BACKUP_BEGIN: Duration = Duration::from_secs(600);
+
+/// How long it may be silent after that. `pg_basebackup` reports once a second as long as anything comes, and
+/// the slowest rate that can be asked for is 32 KiB a second.
+pub const BASE_BACKUP_IDLE: Duration = Duration::from_secs(60);
+
+/// How long the comparison with the manifest may take. It reads everything once more, from memory for the most part;
+/// the deadline of the whole work is the same.
+pub const BASE_BACKUP_VERIFY: Duration = Duration::from_secs(3600);
+
+/// How long dropping a slot may take at the end of the process, which it delays: the server has to notice that the
+/// standby is gone, which is a matter of its closed connection.
+pub const BASE_BACKUP_RELEASE: Duration = Duration::from_secs(5);
+
+/// Lines of `pg_basebackup` that are kept for its error: the last ones say why it ended.
+pub const BASE_BACKUP_MESSAGES: usize = 8;
+
 // ---- archives -----------------------------------------------------------------------------------------
 
 /// Bytes read from a source at once, and written to a file at once: large enough that system calls and

@@ -41,7 +41,6 @@ use crate::telemetry::{self, Metrics};
 
 use afterwards::Afterwards;
 use error::StartError;
-pub(crate) use error::chain;
 use intake::Intake;
 use journal::JournalFile;
 use terminal::Foreground;
@@ -74,7 +73,7 @@ fn run_logged(options: RunOptions) -> ExitCode {
     match prepare_and_run(options) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{}", error::chain(&error));
+            tracing::error!("{}", telemetry::chain(&error));
             error.exit_code()
         }
     }
@@ -202,6 +201,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         afterwards: Afterwards::default(),
         settings: Settings::new(metrics.clone()),
         progress: progress.clone(),
+        slots: Mutex::default(),
         documents: Mutex::default(),
     };
     if let Some((spec, _)) = &spec {
@@ -243,7 +243,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     // The answers that were given must arrive before the process goes.
     match servers.await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!("{}", error::chain(&error)),
+        Ok(Err(error)) => tracing::error!("{}", telemetry::chain(&error)),
         Err(error) => tracing::error!(%error, "an HTTP server ended by a fault of its own; this is a bug"),
     }
     world.leave_nothing().await;

@@ -1,7 +1,7 @@
 //! Where the data directory comes from: one trait, a file per kind.
 //!
 //! A kind prepares PGDATA and nothing else; it never starts a server. `postgresql.conf` is written after it,
-//! by whoever starts the server. Base backups of another PostgreSQL are named here but not served yet.
+//! by whoever starts the server, with [`settings`] of the kind's own.
 //!
 //! **`pg_dynshmem`** stays the ordinary directory that `initdb` makes. Neon's original replaces it by a symlink
 //! to `/dev/shm`, which matters only with `dynamic_shared_memory_type = mmap`; there, a starting server unlinks
@@ -10,37 +10,45 @@
 //! `posix`, uses `/dev/shm` by itself, under names of its own.
 
 mod archive;
+mod base_backup;
 mod existing;
 mod identity;
 mod initdb;
 pub mod neon;
 mod progress;
+mod role;
 mod scratch;
 pub mod unpack;
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use crate::node::chain;
+use crate::postgres::conf;
 use crate::postgres::process::RunError;
 use crate::postgres::{ClearRule, Contents, DataDir, Installation, PgdataError};
-use crate::spec::document::StorageSpec;
-use crate::spec::resolve::StorageKind;
+use crate::spec;
+use crate::spec::base_backup::BaseBackupSpec;
+use crate::spec::document::{StorageParameters, StorageSpec};
+use crate::spec::parameters::ParameterFault;
+use crate::spec::resolve::{Mode, StorageKind};
 use crate::spec::store::StoredSpec;
-use crate::spec::{self, archive::ParameterFault};
+use crate::telemetry::chain;
 use neon::safekeepers::SyncError;
 use unpack::UnpackError;
 
 pub use archive::{Archive, ArchiveError, AttemptError, DownloadError, Timing};
+pub use base_backup::{BaseBackup, BaseBackupError, Patience};
 pub use existing::Existing;
 pub use initdb::Initdb;
 pub use neon::{EndOfLog, Neon, NeonError, Safekeepers};
 pub use progress::{Phase, Progress};
+pub use role::Role;
 
 /// Length of `global/pg_control`, `PG_CONTROL_FILE_SIZE`.
 const CONTROL_SIZE: u64 = 8192;
@@ -48,14 +56,6 @@ const CONTROL_SIZE: u64 = 8192;
 /// Why the data directory was not prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The spec asks for a kind that is not served.
-    #[error(
-        "this build does not serve storage kind \"{kind}\" yet; it serves \"neon\", \"initdb\", \"existing\" and \"archive\""
-    )]
-    NotServed {
-        /// The kind.
-        kind: StorageKind,
-    },
     /// The parameters in the spec are wrong, a placeholder that nobody has filled in for one.
     #[error("{0}")]
     Parameter(ParameterFault),
@@ -68,6 +68,33 @@ pub enum StorageError {
     /// The safekeepers do not agree on the end of the log, and could not be made to.
     #[error(transparent)]
     Safekeepers(#[from] SyncError),
+    /// The server to copy cannot be had, or is not what it should be.
+    #[error(transparent)]
+    BaseBackup(#[from] BaseBackupError),
+    /// A standby's directory, and the spec wants a primary.
+    #[error(
+        "data directory {path} is a standby's, and mode Primary does not promote it: promote the running standby \
+         first (`SELECT pg_promote()`), or say mode Replica"
+    )]
+    IsStandby {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// A primary's directory, and the spec wants a standby.
+    #[error(
+        "data directory {path} is a primary's, which has written what no other has: it cannot follow one; without \
+         it, it is made anew"
+    )]
+    IsPrimary {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// `existing` without anything, and the spec wants a standby.
+    #[error("data directory {path} holds no cluster that could be a standby; \"base_backup\" makes one")]
+    NoStandby {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// The directory itself: in use, not ours, or an operation on it failed.
     #[error(transparent)]
     Pgdata(#[from] PgdataError),
@@ -143,6 +170,7 @@ impl StorageError {
             | Self::Archive(ArchiveError::Unpack(UnpackError::Io { source, .. }))
             | Self::Neon(NeonError::Unpack { source: UnpackError::Io { source, .. }, .. }) => full(source),
             // strerror(ENOSPC) in the C locale, which initdb is run with.
+            Self::BaseBackup(error) => error.is_disk_full(),
             Self::Initdb { output } => output.contains("No space left on device"),
             _ => false,
         }
@@ -154,6 +182,7 @@ impl StorageError {
             Self::Archive(ArchiveError::Download(error)) => error.is_transient(),
             Self::Neon(error) => error.is_transient(),
             Self::Safekeepers(error) => error.may_pass(),
+            Self::BaseBackup(error) => error.is_transient(),
             _ => false,
         }
     }
@@ -191,6 +220,8 @@ pub struct Context {
     /// The server is started again by the same process, after a crash or a failed start: a finished directory
     /// is kept as it is, and PostgreSQL recovers, unless its data are in Neon's storage anyway.
     pub restart: bool,
+    /// What the cluster is to be.
+    pub role: Role,
     /// Where the preparation tells how far it is.
     pub progress: Arc<Progress>,
     /// Ends the work: between any two files, and `initdb` with all its processes.
@@ -223,8 +254,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
 /// The storage a spec asks for.
 ///
 /// # Errors
-/// [`StorageError::NotServed`] for a kind that is not built yet, [`StorageError::Parameter`] for parameters that
-/// cannot be used.
+/// [`StorageError::Parameter`] for parameters that cannot be used.
 pub fn open(stored: &StoredSpec) -> Result<Box<dyn Storage>, StorageError> {
     match &stored.document.storage {
         Some(StorageSpec::Initdb) => Ok(Box::new(Initdb)),
@@ -234,11 +264,111 @@ pub fn open(stored: &StoredSpec) -> Result<Box<dyn Storage>, StorageError> {
             // Never none.
             Err(mut faults) => Err(StorageError::Parameter(faults.swap_remove(0))),
         },
+        Some(StorageSpec::BaseBackup(parameters)) => {
+            Ok(Box::new(BaseBackup::new(base_backup(parameters, stored)?)))
+        }
         None | Some(StorageSpec::Neon) => {
             let neon = Neon::new(stored).expect("a resolved spec of this kind has all that it needs");
             Ok(Box::new(neon))
         }
-        Some(StorageSpec::BaseBackup(_)) => Err(StorageError::NotServed { kind: stored.resolved.storage }),
+    }
+}
+
+fn base_backup_of(stored: &StoredSpec) -> Result<Option<BaseBackupSpec>, StorageError> {
+    let Some(StorageSpec::BaseBackup(parameters)) = &stored.document.storage else { return Ok(None) };
+    base_backup(parameters, stored).map(Some)
+}
+
+fn base_backup(parameters: &StorageParameters, stored: &StoredSpec) -> Result<BaseBackupSpec, StorageError> {
+    let standby = stored.resolved.mode != Mode::Primary;
+    // Never none.
+    spec::base_backup::decode(parameters, standby)
+        .map_err(|mut faults| StorageError::Parameter(faults.swap_remove(0)))
+}
+
+/// What the storage of a spec says in `postgresql.conf`, after all settings of the spec: whom a standby follows,
+/// and how a recovery ends. Nothing but that: the rest is the spec's.
+///
+/// # Errors
+/// [`StorageError::Parameter`] for parameters that cannot be used.
+pub fn settings(stored: &StoredSpec) -> Result<Vec<(&'static str, String)>, StorageError> {
+    let mut settings = Vec::new();
+    let kind = stored.resolved.storage;
+    if let Some(backup) = base_backup_of(stored)? {
+        settings = base_backup::settings(&backup);
+    }
+    let declared = |name| conf::declared(&stored.document.cluster, name).is_some();
+    let copied = matches!(kind, StorageKind::BaseBackup | StorageKind::Archive);
+    let restored = match Role::of(stored) {
+        Role::Restored => copied,
+        // Whatever the spec says, a copy must not go on on the timeline of its source.
+        Role::Primary => kind == StorageKind::BaseBackup,
+        Role::Standby => false,
+    };
+    if restored && !declared("restore_command") {
+        // An archive recovery has to have one. All WAL that is needed lies in the directory.
+        settings.push(("restore_command", "false".to_owned()));
+    }
+    if restored && !declared("recovery_target_action") {
+        // PostgreSQL's default, to wait at a target for somebody to look, is no primary.
+        settings.push(("recovery_target_action", "promote".to_owned()));
+    }
+    Ok(settings)
+}
+
+/// Replication slots that are this node's own, at the servers it follows.
+#[derive(Debug, Default)]
+pub struct OwnSlots(Vec<BaseBackupSpec>);
+
+impl OwnSlots {
+    /// Notes the slot of a spec, if it has one of this node's own.
+    pub fn note(&mut self, stored: &StoredSpec) {
+        if let Ok(Some(spec)) = base_backup_of(stored)
+            && spec.create_slot
+            && !self.0.iter().any(|known| same_slot(known, &spec))
+        {
+            self.0.push(spec);
+        }
+    }
+
+    /// Takes out those that the standby of this spec does not use.
+    pub fn take_others(&mut self, stored: &StoredSpec) -> Self {
+        let Ok(Some(spec)) = base_backup_of(stored) else { return Self::default() };
+        let (used, others) =
+            std::mem::take(&mut self.0).into_iter().partition(|known| same_slot(known, &spec));
+        self.0 = used;
+        Self(others)
+    }
+
+    /// Takes out those whose standby ends with this process.
+    pub fn take_ending(&mut self) -> Self {
+        Self(std::mem::take(&mut self.0).into_iter().filter(BaseBackupSpec::slot_ends_with_node).collect())
+    }
+
+    /// Drops them, which takes at most some seconds each. What cannot be dropped is named in a warning.
+    pub async fn drop_all(self, installation: &Installation) {
+        for spec in self.0 {
+            base_backup::drop_slot(&spec, installation).await;
+        }
+    }
+}
+
+fn same_slot(a: &BaseBackupSpec, b: &BaseBackupSpec) -> bool {
+    a.slot == b.slot && a.source.to_string() == b.source.to_string()
+}
+
+/// Makes the slot that a running standby needs for this spec, if the spec wants one made.
+///
+/// # Errors
+/// If the server which it is to follow does not make it.
+pub async fn make_slot(
+    stored: &StoredSpec,
+    installation: &Installation,
+    cancel: &CancellationToken,
+) -> Result<(), StorageError> {
+    match base_backup_of(stored)? {
+        Some(spec) => base_backup::make_slot(&spec, installation, cancel).await,
+        None => Ok(()),
     }
 }
 
@@ -308,4 +438,20 @@ fn same_version(pgdata: &DataDir, installation: &Installation) -> Result<(), Sto
         found,
         installed: installation.version().to_string(),
     })
+}
+
+/// Moves everything from a directory below into this one, and removes it.
+fn move_up(from: &Path, to: &Path) -> Result<(), StorageError> {
+    for entry in fs::read_dir(from).map_err(StorageError::io("list", from))? {
+        let entry = entry.map_err(StorageError::io("list", from))?;
+        let path = entry.path();
+        fs::rename(&path, to.join(entry.file_name())).map_err(StorageError::io("move", &path))?;
+    }
+    fs::remove_dir(from).map_err(StorageError::io("remove", from))
+}
+
+/// Puts everything on the file system of this directory on disk: nothing was synced while it was filled.
+fn sync(pgdata: &Path) -> Result<(), StorageError> {
+    let dir = File::open(pgdata).map_err(StorageError::io("open", pgdata))?;
+    rustix::fs::syncfs(dir).map_err(|errno| StorageError::io("sync", pgdata)(errno.into()))
 }

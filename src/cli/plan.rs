@@ -14,11 +14,11 @@ use super::{Environment, ExitCode, args::PlanArgs, check};
 use crate::catalog::show::{self, ScriptError, Style, visible};
 use crate::catalog::{ApplyError, ConnectError, ConnectionSettings, Options, PlanDocument, Profile};
 use crate::limits;
-use crate::node::chain;
 use crate::secret::Secret;
 use crate::spec::document::{ComputeConfig, ComputeSpec};
 use crate::spec::fault::{self, Checked, Fault, JsonPath, Severity};
 use crate::spec::resolve::{self, ResolveError, ResolvedSpec};
+use crate::telemetry::chain;
 
 /// Holds the token for a compute's external server when `--token` does not.
 const TOKEN_VARIABLE: &str = "COMPUTE_CTL_TOKEN";

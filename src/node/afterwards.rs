@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::error::chain;
 use crate::catalog::step::Step;
 use crate::catalog::{ConnectionSettings, connect_patiently, migrations};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, chain};
 
 /// What is left to be done.
 #[derive(Debug)]

@@ -1,6 +1,5 @@
 //! Why a node did not get as far as its state machine, and which exit code says so.
 
-use std::error::Error;
 use std::io;
 
 use crate::catalog::ConnectError;
@@ -56,19 +55,4 @@ impl StartError {
             StartError::Subreaper(_) | StartError::Runtime(_) => ExitCode::Internal,
         }
     }
-}
-
-/// An error and its causes in one line. Some errors have the text of their cause in their own.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let more = next.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = next.source();
-    }
-    text
 }

@@ -20,7 +20,7 @@ use crate::postgres::settings::{Reload, Settings};
 use crate::postgres::{DataDir, Fact, Installation, Postmaster, SweepOutcome, process};
 use crate::secret::Secret;
 use crate::spec::store::StoredSpec;
-use crate::storage::Progress;
+use crate::storage::{OwnSlots, Progress};
 use crate::telemetry::Metrics;
 
 /// What this node works with; the same for its whole life.
@@ -46,6 +46,8 @@ pub(super) struct Parts {
     pub settings: Settings,
     /// How far the preparation of the data directory is.
     pub progress: Arc<Progress>,
+    /// Replication slots at other servers to be dropped.
+    pub slots: Mutex<OwnSlots>,
     /// What the store has to keep.
     pub documents: Mutex<BTreeMap<Needed, Arc<StoredSpec>>>,
 }
@@ -101,6 +103,9 @@ impl RealWorld {
         if ended > 0 {
             tracing::info!(ended, "orphans of Postgres were ended");
         }
+        // Last, because nobody uses them any more only now.
+        let ending = self.parts.slots().take_ending();
+        ending.drop_all(&self.parts.installation).await;
     }
 }
 

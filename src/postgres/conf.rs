@@ -87,6 +87,15 @@ pub fn declared(cluster: &Cluster, name: &str) -> Option<String> {
     }
 }
 
+/// Whether the server takes this value of a setting for `off`: a beginning, in any case, of a word that says so.
+pub fn is_off(value: &str) -> bool {
+    let value = value.trim().to_ascii_lowercase();
+    // `o` alone could be `on` as well.
+    value == "0"
+        || value.len() > 1 && "off".starts_with(&value)
+        || !value.is_empty() && ["false", "no"].iter().any(|word| word.starts_with(&value))
+}
+
 fn last(entries: &[Entry], name: &str) -> Option<String> {
     entries
         .iter()

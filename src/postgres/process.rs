@@ -380,6 +380,35 @@ pub async fn end_adopted(deadline: Duration) -> usize {
     }
 }
 
+/// Kills the programs of these names which have this path as an argument, and returns when they are gone.
+///
+/// For helpers that a killed process of this program has started: they would go on writing where the next one
+/// works. Nobody else has a reason to run them on that path.
+pub async fn end_named(names: &[&str], path: &Path) {
+    let found = {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let path = path.as_os_str().as_encoded_bytes().to_owned();
+        let look = move || {
+            let mut all = proctable::all();
+            all.retain(|stat| {
+                let arguments = fs::read(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
+                // The name of a process is cut after 15 bytes.
+                names.iter().any(|name| name.get(..15).unwrap_or(name) == stat.comm)
+                    && arguments.split(|byte| *byte == 0).any(|argument| argument == path)
+                    && !stat.is_dead()
+            });
+            all
+        };
+        // The table cannot be read only if the runtime is being shut down.
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    };
+    for stat in &found {
+        tracing::info!(pid = stat.pid, name = stat.comm, "ending what an earlier process had started");
+        proctable::signal(stat, rustix::process::Signal::KILL);
+    }
+    let _stuck_in_the_kernel = timeout(limits::HELPER_DRAIN, proctable::all_ended(&found)).await;
+}
+
 /// Reaps dead children that nobody here waits for: orphans adopted as subreaper or as PID 1. Returns how many.
 ///
 /// Call it on SIGCHLD. It never takes the status of a child started in this module or of the postmaster;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use reqwest::Url;
 use reqwest::header::HeaderValue;
-use serde_json::Value;
 
 use super::document::StorageParameters;
+use super::parameters::{ParameterFault, Reader};
 use crate::limits;
 use crate::secret::Secret;
 use crate::storage::unpack::Format;
@@ -58,20 +58,6 @@ impl fmt::Debug for ArchiveSource {
     }
 }
 
-/// A parameter that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("storage.{field}: {found}; expected {expected}")]
-pub struct ParameterFault {
-    /// Its name.
-    pub field: String,
-    /// The value, if it is a text that may be shown; it could be a placeholder.
-    pub text: Option<String>,
-    /// What stands there.
-    pub found: &'static str,
-    /// What would be right.
-    pub expected: &'static str,
-}
-
 const SOURCE: &str = "an absolute path, or a URL that begins with `http://` or `https://`";
 const SHA256: &str = "64 hexadecimal digits, as `sha256sum` prints them";
 const FORMAT: &str = "`auto`, `tar`, `gzip` or `zstd`";
@@ -83,55 +69,31 @@ const TOKEN: &str = "a bearer token: printable ASCII, not empty";
 /// # Errors
 /// All faults at once, never none.
 pub fn decode(parameters: &StorageParameters) -> Result<ArchiveSpec, Vec<ParameterFault>> {
-    let mut reader = Reader { parameters, faults: Vec::new() };
+    let mut reader = Archives(Reader::new(parameters));
     let source = reader.source();
     let sha256 = reader.sha256();
     let format = reader.format();
     let strip_components = reader.strip_components();
     let token = reader.token(source.as_ref());
-    reader.unknown();
+    let expected = "`source`, `sha256`, `format`, `strip_components` or `token`";
+    let known = ["source", "sha256", "format", "strip_components", "token"];
+    reader.0.unknown(&known, "a parameter that archives do not have", expected);
     match source {
-        Some(source) if reader.faults.is_empty() => {
+        Some(source) if reader.0.faults.is_empty() => {
             Ok(ArchiveSpec { source, sha256, format, strip_components, token })
         }
-        _ => Err(reader.faults),
+        _ => Err(reader.0.faults),
     }
 }
 
-struct Reader<'a> {
-    parameters: &'a StorageParameters,
-    faults: Vec<ParameterFault>,
-}
+struct Archives<'a>(Reader<'a>);
 
-impl<'a> Reader<'a> {
-    fn fault(&mut self, field: &str, text: Option<&str>, found: &'static str, expected: &'static str) {
-        let (field, text) = (field.to_owned(), text.map(str::to_owned));
-        self.faults.push(ParameterFault { field, text, found, expected });
-    }
-
-    /// A string; `null` counts as absent.
-    fn string(&mut self, field: &str, expected: &'static str) -> Option<&'a str> {
-        match self.parameters.0.get(field) {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text),
-            Some(_) => {
-                self.fault(field, None, "a value that is no string", expected);
-                None
-            }
-        }
-    }
-
+impl Archives<'_> {
     fn source(&mut self) -> Option<ArchiveSource> {
-        let faults = self.faults.len();
-        let Some(text) = self.string("source", SOURCE) else {
-            if self.faults.len() == faults {
-                self.fault("source", None, "missing", SOURCE);
-            }
-            return None;
-        };
+        let text = self.0.required("source", SOURCE)?;
         if text.starts_with('/') {
             if text.contains('\0') {
-                self.fault("source", None, "a path with NUL", SOURCE);
+                self.0.fault("source", None, "a path with NUL", SOURCE);
                 return None;
             }
             return Some(ArchiveSource::File(text.into()));
@@ -142,19 +104,19 @@ impl<'a> Reader<'a> {
             }
             // A URL may hold a password, and then it is no placeholder.
             Ok(_) => {
-                self.fault("source", None, "a URL that is neither http nor https", SOURCE);
+                self.0.fault("source", None, "a URL that is neither http nor https", SOURCE);
                 None
             }
             Err(_) => {
                 let shown = (!text.contains(':')).then_some(text);
-                self.fault("source", shown, "neither an absolute path nor a URL", SOURCE);
+                self.0.fault("source", shown, "neither an absolute path nor a URL", SOURCE);
                 None
             }
         }
     }
 
     fn sha256(&mut self) -> Option<[u8; 32]> {
-        let text = self.string("sha256", SHA256)?;
+        let text = self.0.string("sha256", SHA256)?;
         let mut sum = [0; 32];
         let digits = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let read = digits
@@ -163,64 +125,55 @@ impl<'a> Reader<'a> {
                 u8::from_str_radix(pair, 16).map(|value| *byte = value).is_ok()
             });
         if !read {
-            self.fault("sha256", Some(text), "no SHA-256", SHA256);
+            self.0.fault("sha256", Some(text), "no SHA-256", SHA256);
             return None;
         }
         Some(sum)
     }
 
     fn format(&mut self) -> Format {
-        match self.string("format", FORMAT) {
+        match self.0.string("format", FORMAT) {
             None | Some("auto") => Format::Auto,
             Some("tar") => Format::Tar,
             Some("gzip") => Format::Gzip,
             Some("zstd") => Format::Zstd,
             Some(text) => {
-                self.fault("format", Some(text), "an unknown format", FORMAT);
+                self.0.fault("format", Some(text), "an unknown format", FORMAT);
                 Format::Auto
             }
         }
     }
 
     fn strip_components(&mut self) -> usize {
-        let value = match self.parameters.0.get("strip_components") {
-            None | Some(Value::Null) => return 0,
+        let value = match self.0.value("strip_components") {
+            None => return 0,
             Some(value) => value.as_u64().and_then(|value| usize::try_from(value).ok()),
         };
         // What strips as much leaves nothing.
         value.filter(|value| *value < limits::UNPACK_DEPTH).unwrap_or_else(|| {
-            self.fault("strip_components", None, "no such number", STRIP);
+            self.0.fault("strip_components", None, "no such number", STRIP);
             0
         })
     }
 
     fn token(&mut self, source: Option<&ArchiveSource>) -> Option<Secret> {
-        let text = self.string("token", TOKEN)?;
+        let text = self.0.string("token", TOKEN)?;
         let sendable = text.is_ascii() && HeaderValue::from_str(text).is_ok();
         if text.is_empty() || !sendable {
-            self.fault("token", None, "text that no header may have", TOKEN);
+            self.0.fault("token", None, "text that no header may have", TOKEN);
         } else if let Some(ArchiveSource::Url(url)) = source
             && (!url.username().is_empty() || url.password().is_some())
         {
             let expected = "either a token, or a user and password in the URL";
-            self.fault("token", None, "a token beside a user in the URL", expected);
+            self.0.fault("token", None, "a token beside a user in the URL", expected);
         }
         Some(Secret::new(text))
-    }
-
-    fn unknown(&mut self) {
-        const KNOWN: [&str; 5] = ["source", "sha256", "format", "strip_components", "token"];
-        let unknown = self.parameters.0.keys().filter(|key| !KNOWN.contains(&key.as_str()));
-        for key in unknown.take(limits::FAULTS_LISTED) {
-            let expected = "`source`, `sha256`, `format`, `strip_components` or `token`";
-            self.fault(key, None, "a parameter that archives do not have", expected);
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

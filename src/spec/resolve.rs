@@ -184,18 +184,6 @@ pub enum StorageKind {
     Archive,
 }
 
-impl StorageKind {
-    /// What this program lacks to serve the kind; `None` if it serves it.
-    pub fn missing(self) -> Option<&'static str> {
-        match self {
-            Self::Neon | Self::Initdb | Self::Existing | Self::Archive => None,
-            Self::BaseBackup => {
-                Some("storage kind `base_backup` needs a replication client, which is not built yet")
-            }
-        }
-    }
-}
-
 /// The wire name, as in `storage.kind`.
 impl fmt::Display for StorageKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

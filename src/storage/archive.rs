@@ -4,13 +4,14 @@
 //! with its SHA-256 and looked at: is it a cluster, of the server's version, that keeps to its directory. Only
 //! then it is declared finished; whatever goes wrong before leaves the directory empty.
 //!
-//! The archive brings data, not settings. For a primary, which is what a restored archive becomes, that means:
+//! The archive brings data, not settings:
 //!
-//! * `standby.signal` and `recovery.signal` are removed. The server recovers from the WAL in the archive, with
-//!   `backup_label` if there is one, and goes on by itself.
-//! * `postgresql.auto.conf` is emptied: what `ALTER SYSTEM` had set where the archive was made (ports, commands to
-//!   archive or restore WAL, a primary to follow) would overrule the spec, and could run any command.
-//!   `postgresql.conf` is replaced by whoever starts the server.
+//! * `standby.signal` and `recovery.signal` are what the spec wants, whatever was archived ([`role::take_over`]). A
+//!   primary recovers from the WAL in the archive, with `backup_label` if there is one, and goes on by itself; with a
+//!   `restore_command` in the spec it goes on to the recovery target. A standby goes on recovering from
+//!   wherever the spec's settings fetch WAL.
+//! * `postgresql.auto.conf` is emptied: what `ALTER SYSTEM` had set where the archive was made would overrule the
+//!   spec. `postgresql.conf` is replaced by whoever starts the server.
 //! * `postmaster.pid`, `postmaster.opts` and our own marker, from where the archive was made, are left out.
 //! * Tablespaces must lie inside. Links elsewhere are refused by the unpacker; a `tablespace_map` that is not
 //!   empty is refused here, for the server would make such links of it.
@@ -21,8 +22,7 @@ mod download;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -31,7 +31,7 @@ use nix::libc::O_NONBLOCK;
 use super::unpack::{self, Options, UnpackError};
 use super::{
     CONTROL_SIZE, Context, Phase, Prepared, Storage, StorageError, blocking, kept_for_restart, leave_empty,
-    rule, same_version,
+    role, rule, same_version,
 };
 use crate::postgres::DataDir;
 use crate::spec::archive::{ArchiveSource, ArchiveSpec};
@@ -129,6 +129,8 @@ enum Opened {
 
 async fn prepare(archive: &Archive, context: &Context) -> Result<Prepared, StorageError> {
     if kept_for_restart(context).await? {
+        let (pgdata, role) = (context.pgdata.clone(), context.role);
+        blocking(&context.cancel, move |_| role::judge_kept(pgdata.path(), role)).await?;
         return Ok(Prepared::Kept);
     }
     let (pgdata, rule) = (context.pgdata.clone(), rule(context));
@@ -209,11 +211,11 @@ async fn fill(archive: &Archive, context: &Context, source: Opened) -> Result<()
         written = progress.written(),
         "archive unpacked"
     );
-    let (pgdata, installation) = (context.pgdata.clone(), context.installation.clone());
+    let (pgdata, installation, role) = (context.pgdata.clone(), context.installation.clone(), context.role);
     blocking(&context.cancel, move |_| {
         judge_cluster(&pgdata)?;
         same_version(&pgdata, &installation)?;
-        become_primary(pgdata.path())?;
+        role::take_over(pgdata.path(), role)?;
         Ok(pgdata.finish_disposable()?)
     })
     .await
@@ -243,35 +245,6 @@ fn judge_cluster(pgdata: &DataDir) -> Result<(), StorageError> {
         return Err(ArchiveError::Tablespaces.into());
     }
     Ok(())
-}
-
-/// See the head of this file.
-fn become_primary(pgdata: &Path) -> Result<(), StorageError> {
-    for name in ["standby.signal", "recovery.signal"] {
-        if remove(&pgdata.join(name))? {
-            tracing::info!("{name} of the archive removed: this node is a primary of its own");
-        }
-    }
-    let settings = pgdata.join("postgresql.auto.conf");
-    // What `initdb` puts there are comments.
-    let text = fs::read(&settings).unwrap_or_default();
-    let set = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
-    if String::from_utf8_lossy(&text).lines().any(set) {
-        tracing::warn!("settings made by ALTER SYSTEM in the archive are dropped: those of the spec count");
-    }
-    remove(&settings)?;
-    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&settings);
-    made.map_err(StorageError::io("make", &settings))?;
-    Ok(())
-}
-
-/// Removes a file; `false` if it was not there.
-fn remove(path: &Path) -> Result<bool, StorageError> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(StorageError::io("remove", path)(error)),
-    }
 }
 
 fn hex(bytes: &[u8]) -> String {

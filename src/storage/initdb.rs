@@ -94,15 +94,7 @@ pub(super) async fn fill(context: &Context, rule: ClearRule) -> Result<(), Stora
     let below = context.pgdata.path().join("initdb");
     run_initdb(context, &below).await?;
     let up = context.pgdata.path().to_owned();
-    blocking(&context.cancel, move |_| {
-        for entry in fs::read_dir(&below).map_err(StorageError::io("list", &below))? {
-            let from = entry.map_err(StorageError::io("list", &below))?.path();
-            let to = up.join(from.file_name().unwrap_or_default());
-            fs::rename(&from, to).map_err(StorageError::io("move", &from))?;
-        }
-        fs::remove_dir(&below).map_err(StorageError::io("remove", &below))
-    })
-    .await
+    blocking(&context.cancel, move |_| super::move_up(&below, &up)).await
 }
 
 /// The arguments besides the directory. Trust for local connections and loopback, as the original's base

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use compute_ctl::postgres::{DataDir, Fact, Installation, Launch, LogSink, Postmaster};
-use compute_ctl::storage::{Context, Storage};
+use compute_ctl::storage::{Context, Role, Storage};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,7 @@ impl Lab {
             conf: "".into(),
             overwrite_foreign: false,
             restart: false,
+            role: Role::Primary,
             progress: Arc::default(),
             cancel: CancellationToken::new(),
         }

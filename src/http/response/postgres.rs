@@ -12,7 +12,7 @@ use crate::catalog::requests::{
     SetRoleGrantsRequest, with_causes,
 };
 use crate::catalog::{ApplyError, PlanDocument};
-use crate::node::chain;
+use crate::telemetry::chain;
 
 #[derive(Serialize)]
 struct Installed<'a> {

@@ -40,6 +40,7 @@ impl Bench {
             conf: "".into(),
             overwrite_foreign: false,
             restart: false,
+            role: storage::Role::Primary,
             progress: Arc::default(),
             cancel: CancellationToken::new(),
         };

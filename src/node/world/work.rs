@@ -1,7 +1,7 @@
 //! What the pieces of work do.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use compute_states::{FailureClass, FetchedSpec, Revision};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::postgres::{Launch, LogSink, hba};
 use crate::secret::Secret;
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
-use crate::storage::{self, Context, EndOfLog, Phase, Safekeepers, StorageError};
+use crate::storage::{self, Context, EndOfLog, OwnSlots, Phase, Role, Safekeepers, StorageError};
 
 impl Parts {
     /// Whether this node can serve the spec, before anything is touched.
@@ -39,12 +39,23 @@ impl Parts {
         Ok(stored)
     }
 
+    fn held(&self, needed: Needed) -> Option<Arc<StoredSpec>> {
+        self.documents.lock().unwrap_or_else(PoisonError::into_inner).get(&needed).cloned()
+    }
+
+    pub(super) fn slots(&self) -> MutexGuard<'_, OwnSlots> {
+        // Every change is one call, so a panic elsewhere cannot have left half of one behind.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
         // Every change is one insertion, so a panic elsewhere cannot have left half of one behind.
         self.documents.lock().unwrap_or_else(PoisonError::into_inner).insert(needed, document);
     }
 
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
+        let settings = storage::settings(stored).map_err(permanent)?;
+        let extras: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let conf = Conf {
             spec: &stored.document,
             profile: Profile::of(&stored.resolved),
@@ -53,14 +64,14 @@ impl Parts {
             tls: false,
             mmap_shared_memory: conf::strict_overcommit(),
             lakebase_port: None,
-            extras: &[],
+            extras: &extras,
         };
         conf::render(&conf).map_err(permanent)
     }
 
     pub(super) async fn warm_up(&self, token: &CancellationToken) -> Result<Done, WorkError> {
         // Its server is a throw-away one with settings of its own.
-        match warm_up::warm_up(&self.context("", false, token)).await {
+        match warm_up::warm_up(&self.context("", Role::Primary, false, token)).await {
             Err(_) if token.is_cancelled() => Err(WorkError::cancelled()),
             other => other.map(|()| Done::Done).map_err(permanent),
         }
@@ -73,11 +84,12 @@ impl Parts {
         let stored = self.stored(spec)?;
         let storage = storage::open(&stored)?;
         let text = self.render(&stored)?;
-        storage.judge(&self.context(&text, false, &CancellationToken::new())).await?;
+        let never = CancellationToken::new();
+        storage.judge(&self.context(&text, Role::of(&stored), false, &never)).await?;
         Ok(())
     }
 
-    fn context(&self, conf: &str, restart: bool, cancel: &CancellationToken) -> Context {
+    fn context(&self, conf: &str, role: Role, restart: bool, cancel: &CancellationToken) -> Context {
         Context {
             installation: self.installation.clone(),
             pgdata: self.pgdata.clone(),
@@ -86,6 +98,7 @@ impl Parts {
             conf: conf.into(),
             overwrite_foreign: self.overwrite_foreign,
             restart,
+            role,
             progress: self.progress.clone(),
             cancel: cancel.clone(),
         }
@@ -102,7 +115,9 @@ impl Parts {
         // Rendered first: a spec that cannot be written must not cost a data directory.
         let text = self.render(&stored)?;
         let storage = storage::open(&stored).map_err(permanent)?;
-        let prepared = storage.prepare(&self.context(&text, restart, token)).await;
+        // Before it is made: a try that fails or is cut off may have made it.
+        self.slots().note(&stored);
+        let prepared = storage.prepare(&self.context(&text, Role::of(&stored), restart, token)).await;
         self.progress.enter(Phase::Idle);
         let prepared = prepared.map_err(storage_error)?;
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
@@ -176,15 +191,40 @@ impl Parts {
             self.settings.started();
         } else {
             servable(&stored)?;
+            self.same_part(&stored)?;
             let text = self.render(&stored)?;
+            self.move_slot(&stored, token).await?;
             let change = Change { pgdata, text: &text, server: &server, reload };
             Box::pin(self.settings.change(change, token)).await.map_err(settings_error)?;
+            let unused = self.slots().take_others(&stored);
+            unused.drop_all(&self.installation).await;
         }
         if stored.resolved.mode == Mode::Primary {
             Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
         }
         self.hold(Needed::Applied, stored);
         Ok(Done::Done)
+    }
+
+    /// Refuses what a running server cannot become by having its settings changed.
+    fn same_part(&self, wanted: &StoredSpec) -> Result<(), WorkError> {
+        let part = |stored: &StoredSpec| std::mem::discriminant(&stored.resolved.mode);
+        let applied = self.held(Needed::Applied);
+        let Some(applied) = applied.filter(|applied| part(applied) != part(wanted)) else { return Ok(()) };
+        let text = format!(
+            "mode {} does not become mode {} while the server runs: start the node with the new spec",
+            applied.resolved.mode, wanted.resolved.mode
+        );
+        Err(WorkError::plain(FailureClass::Permanent, text))
+    }
+
+    /// Has the slot be there that a standby is about to be told of.
+    async fn move_slot(&self, stored: &StoredSpec, token: &CancellationToken) -> Result<(), WorkError> {
+        if stored.resolved.storage != StorageKind::BaseBackup {
+            return Ok(());
+        }
+        self.slots().note(stored);
+        storage::make_slot(stored, &self.installation, token).await.map_err(storage_error)
     }
 
     async fn apply_catalog(
@@ -261,12 +301,20 @@ impl Parts {
 /// Whether this build serves what the spec asks for.
 pub(in crate::node) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
     let resolved = &stored.resolved;
-    if let Some(missing) = resolved.storage.missing() {
-        return Err(WorkError::plain(FailureClass::Permanent, missing));
+    if resolved.mode == Mode::Primary {
+        return Ok(());
     }
-    if resolved.storage != StorageKind::Neon && resolved.mode != Mode::Primary {
+    if resolved.storage == StorageKind::Initdb {
+        let text = format!(
+            "mode {} is not served with storage kind `initdb`: a fresh cluster has no primary to follow",
+            resolved.mode
+        );
+        return Err(WorkError::plain(FailureClass::Permanent, text));
+    }
+    let hot_standby = conf::declared(&stored.document.cluster, "hot_standby");
+    if hot_standby.is_some_and(|value| conf::is_off(&value)) {
         let text =
-            format!("mode {} is not served with storage kind `{}` yet", resolved.mode, resolved.storage);
+            format!("mode {} with hot_standby off would serve nobody, and never be ready", resolved.mode);
         return Err(WorkError::plain(FailureClass::Permanent, text));
     }
     Ok(())

@@ -204,6 +204,10 @@ fn mode(lines: &mut Lines, conf: &Conf<'_>) -> Result<(), ConfError> {
     }
     if let Some(lsn) = lsn {
         lines.quoted("recovery_target_lsn", lsn.trim())?;
+        if conf.profile == Profile::Standard {
+            // The server's default, said aloud: this node stays there.
+            lines.raw("recovery_target_action", "pause");
+        }
     }
     Ok(())
 }

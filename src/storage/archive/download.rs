@@ -257,7 +257,7 @@ impl Download {
             attempt = self.failures,
             position = self.position,
             "download of the archive interrupted: {}",
-            crate::node::chain(&error)
+            crate::telemetry::chain(&error)
         );
         let factor = 1_u32.checked_shl(self.failures - 1).unwrap_or(u32::MAX);
         let pause = self.timing.pause.saturating_mul(factor).min(limits::ARCHIVE_PAUSE_MAX);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::node::chain;
 use crate::storage::unpack::{Shape, UnpackError};
+use crate::telemetry::chain;
 
 /// A request to a pageserver failed.
 #[derive(Debug, thiserror::Error)]
