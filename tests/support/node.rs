@@ -474,6 +474,11 @@ impl Node<'_> {
         })
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.child().try_wait().expect("it is our child").is_some()
+    }
+
     /// Waits for the end; its code.
     pub(crate) fn exit_code(&self) -> i32 {
         let status = self.wait("the program's end", |node| node.child().try_wait().expect("our child"));
