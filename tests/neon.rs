@@ -23,8 +23,9 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 use support::lab::{Lab, names, patiently, until};
 use support::node::{Node, Place};
+use support::pageserver::archive::{Origin, gzipped};
 use support::pageserver::{
-    Answer, Door, Lease, Origin, Pageserver, Refusal, Request, Sending, Then, Transport, What, gzipped,
+    Answer, Door, Lease, Pageserver, Refusal, Request, Sending, Then, Transport, What,
 };
 
 const TENANT: &str = "0123456789abcdef0123456789abcdef";
@@ -245,6 +246,16 @@ async fn the_token_is_shown_to_a_server_that_asks() {
         let words = if transport == Transport::Libpq { "asks for a token" } else { "invalid token" };
         assert!(chain(&error).contains(words) && !error.is_unreachable(), "{}", chain(&error));
     }
+}
+
+#[tokio::test]
+async fn a_token_is_not_given_away_in_another_form() {
+    let lab = Lab::new().await;
+    let server = Pageserver::start([]).behind(Door::Md5);
+    let error = fails(&lab, &replica(&server, Transport::Libpq, PATIENT)).await;
+    let text = chain(&error);
+    assert!(text.contains("an authentication that no pageserver asks for"), "{text}");
+    assert!(!error.is_unreachable(), "{text}");
 }
 
 #[tokio::test]
@@ -666,5 +677,30 @@ fn a_pageserver_that_refuses_for_good_ends_the_start() {
         assert_eq!(fs::read_dir(place.pgdata()).unwrap().count(), 0);
         node.signal(nix::sys::signal::Signal::SIGTERM);
         node.exit_code();
+    }
+}
+
+#[test]
+fn a_start_is_terminated_in_the_middle_of_a_base_backup() {
+    let bytes = Origin::new().base_backup();
+    let half = Sending { upto: Some(bytes.len() / 2), then: Then::Hang, ..Sending::new(&bytes) };
+    for transport in BOTH {
+        for (answer, phase, received) in [
+            (Answer::Silence, "connecting", 0),
+            (Answer::Archive(half.clone()), "receiving", bytes.len() / 2),
+        ] {
+            let server = Pageserver::start([answer]);
+            let place = Place::new();
+            place.configure(&spec(&place, &server, transport, &json!("Replica")));
+            let node = place.start(&[]);
+            node.wait("a base backup under way", |node| {
+                let status = node.status()?;
+                let storage = &status["storage"];
+                let there = storage["phase"] == phase && storage["received_bytes"] == json!(received);
+                (there && !server.requests().is_empty()).then_some(())
+            });
+            assert_eq!(node.status().unwrap()["status"], "init");
+            node.terminate();
+        }
     }
 }
