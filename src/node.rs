@@ -9,6 +9,7 @@ mod afterwards;
 mod error;
 mod intake;
 mod journal;
+mod leases;
 mod standalone;
 mod terminal;
 mod warm_up;
@@ -44,6 +45,7 @@ use error::StartError;
 pub(crate) use error::chain;
 use intake::Intake;
 use journal::JournalFile;
+use leases::Leases;
 use terminal::Foreground;
 use world::{Parts, RealWorld};
 
@@ -197,6 +199,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         privileged_role: options.privileged_role_name.clone(),
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
+        leases: Leases::default(),
         settings: Settings::new(metrics.clone()),
         progress: progress.clone(),
         documents: Mutex::default(),
