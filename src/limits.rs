@@ -147,6 +147,19 @@ pub const INITDB: Duration = Duration::from_secs(300);
 /// and they overlap; more threads than this only contend for the directory locks.
 pub const CLONE_THREADS: usize = 4;
 
+/// How long a pageserver may take to answer a request for a lease: it notes it down, and does not have to fetch
+/// anything.
+pub const LEASE_ANSWER: Duration = Duration::from_secs(30);
+
+/// How long before its end a lease is renewed, if it is valid for twice that long; the original's figure.
+pub const LEASE_MARGIN: Duration = Duration::from_secs(60);
+
+/// Pause after the first failure to get a lease, the original's figure, and the shortest between two requests.
+pub const LEASE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Longest pause after a failure; the original's figure, and [`LEASE_MARGIN`].
+pub const LEASE_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 // ---- safekeepers --------------------------------------------------------------------------------------
 
 /// Safekeepers of a timeline: Neon's Postgres has room for fewer than 32, and three are usual.

@@ -9,6 +9,7 @@ mod afterwards;
 mod error;
 mod intake;
 mod journal;
+mod leases;
 mod standalone;
 mod terminal;
 mod warm_up;
@@ -43,6 +44,7 @@ use afterwards::Afterwards;
 use error::StartError;
 use intake::Intake;
 use journal::JournalFile;
+use leases::Leases;
 use terminal::Foreground;
 use world::{Parts, RealWorld};
 
@@ -199,6 +201,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         privileged_role: options.privileged_role_name.clone(),
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
+        leases: Leases::default(),
         settings: Settings::new(metrics.clone()),
         progress: progress.clone(),
         slots: Mutex::default(),

@@ -23,8 +23,9 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 use support::lab::{Lab, names, patiently, until};
 use support::node::{Node, Place};
+use support::pageserver::archive::{Origin, gzipped};
 use support::pageserver::{
-    Answer, Door, Lease, Origin, Pageserver, Refusal, Request, Sending, Then, Transport, What, gzipped,
+    Answer, Door, Lease, Pageserver, Refusal, Request, Sending, Then, Transport, What,
 };
 
 const TENANT: &str = "0123456789abcdef0123456789abcdef";
@@ -248,6 +249,16 @@ async fn the_token_is_shown_to_a_server_that_asks() {
 }
 
 #[tokio::test]
+async fn a_token_is_not_given_away_in_another_form() {
+    let lab = Lab::new().await;
+    let server = Pageserver::start([]).behind(Door::Md5);
+    let error = fails(&lab, &replica(&server, Transport::Libpq, PATIENT)).await;
+    let text = chain(&error);
+    assert!(text.contains("an authentication that no pageserver asks for"), "{text}");
+    assert!(!error.is_unreachable(), "{text}");
+}
+
+#[tokio::test]
 async fn every_failure_is_named_and_leaves_nothing() {
     let lab = Lab::new().await;
     let bytes = whole(&lab);
@@ -303,12 +314,12 @@ async fn every_failure_is_named_and_leaves_nothing() {
         (part(Then::Finish), ["damaged", "damaged"], true),
         // The archive is whole, and its server says that it is not.
         (end(Then::Close), ["ended in the middle of a base backup", "gRPC status"], true),
-        (end(Then::HalfAnEnd), ["ended in the middle of a base backup", "without the status"], true),
+        (end(Then::HalfAnEnd), ["ended in the middle of a base backup", "missing grpc-status"], true),
         (end(Then::Error(internal)), ["XX000: the layer is gone", "Internal: the layer is gone"], true),
         (sends(&followed), ["damaged", "damaged"], true),
-        (sends(&twice), ["no whole cluster", "no whole cluster"], true),
+        (sends(&twice), ["damaged", "damaged"], true),
         (sends(b"garbage, and not little of it"), ["declared to be gzip"; 2], false),
-        (sends(b""), ["declared to be gzip"; 2], false),
+        (sends(b""), ["without a byte"; 2], true),
         (sends(&uncompressed), ["declared to be gzip"; 2], false),
         (sends(&gzipped(b"garbage")), ["no tar archive"; 2], true),
         (sends(&gzipped(&control[..control.len() - 1024])), ["cut off"; 2], true),
@@ -666,5 +677,30 @@ fn a_pageserver_that_refuses_for_good_ends_the_start() {
         assert_eq!(fs::read_dir(place.pgdata()).unwrap().count(), 0);
         node.signal(nix::sys::signal::Signal::SIGTERM);
         node.exit_code();
+    }
+}
+
+#[test]
+fn a_start_is_terminated_in_the_middle_of_a_base_backup() {
+    let bytes = Origin::new().base_backup();
+    let half = Sending { upto: Some(bytes.len() / 2), then: Then::Hang, ..Sending::new(&bytes) };
+    for transport in BOTH {
+        for (answer, phase, received) in [
+            (Answer::Silence, "connecting", 0),
+            (Answer::Archive(half.clone()), "receiving", bytes.len() / 2),
+        ] {
+            let server = Pageserver::start([answer]);
+            let place = Place::new();
+            place.configure(&spec(&place, &server, transport, &json!("Replica")));
+            let node = place.start(&[]);
+            node.wait("a base backup under way", |node| {
+                let status = node.status()?;
+                let storage = &status["storage"];
+                let there = storage["phase"] == phase && storage["received_bytes"] == json!(received);
+                (there && !server.requests().is_empty()).then_some(())
+            });
+            assert_eq!(node.status().unwrap()["status"], "init");
+            node.terminate();
+        }
     }
 }

@@ -22,7 +22,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::lab::{Lab, PATIENCE};
 use support::node::{Node, Place, eventually, port};
-use support::pageserver::{Answer, Door, Origin, Pageserver, Refusal, Sending};
+use support::pageserver::archive::Origin;
+use support::pageserver::{Answer, Door, Pageserver, Refusal, Sending};
 use support::processes;
 use support::safekeeper::{Safekeeper, SyncProgram, Way};
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::afterwards::Afterwards;
 use super::intake::Intake;
+use super::leases::Leases;
 use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
@@ -43,6 +44,8 @@ pub(super) struct Parts {
     pub internal_http_port: u16,
     /// Catalog work that serving does not wait for.
     pub afterwards: Afterwards,
+    /// What a pinned compute holds at its pageservers.
+    pub leases: Leases,
     pub settings: Settings,
     /// How far the preparation of the data directory is.
     pub progress: Arc<Progress>,
@@ -89,6 +92,7 @@ impl RealWorld {
     /// The guard outside the loop: whatever became of it, no Postgres outlives this program, nor anything that a
     /// Postgres had started.
     pub(super) async fn leave_nothing(&self) {
+        self.parts.leases.end();
         let processes = {
             let mut slot = lock(&self.postmaster);
             let left = std::mem::take(&mut slot.left);

@@ -15,6 +15,7 @@
 
 mod basebackup;
 mod error;
+pub mod lease;
 pub mod libpq;
 pub mod page_api;
 pub mod safekeepers;

@@ -12,6 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::spec::resolve::Lsn;
 use crate::storage::Progress;
 
 /// Label of the image this program was built into. A compile-time value, as in the original.
@@ -41,6 +42,8 @@ pub struct Metrics {
     pending_restart: IntGauge,
     storage_retries: IntCounter,
     prepared_bytes: IntGaugeVec,
+    leases: IntCounterVec,
+    lease_end: IntGaugeVec,
 }
 
 impl Default for Metrics {
@@ -140,6 +143,26 @@ impl Metrics {
                 &["direction"],
             ),
         );
+        let leases = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new(
+                    "compute_ctl_lsn_lease_requests_total",
+                    "Requests for a lease of the pinned LSN, by outcome",
+                ),
+                &["outcome"],
+            ),
+        );
+        let lease_end = register(
+            &registry,
+            IntGaugeVec::new(
+                Opts::new(
+                    "compute_ctl_lsn_lease_end_timestamp_seconds",
+                    "When the lease of the pinned LSN ends, at the pageserver where it ends first",
+                ),
+                &["lsn"],
+            ),
+        );
         let events = EventKind::ALL
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
@@ -159,6 +182,8 @@ impl Metrics {
             pending_restart,
             storage_retries,
             prepared_bytes,
+            leases,
+            lease_end,
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -227,6 +252,28 @@ impl Metrics {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             self.prepared_bytes.with_label_values(&[direction]).set(bytes);
         }
+    }
+
+    /// Counts a lease that is granted, and notes its end, since the Unix epoch.
+    pub fn lease_granted(&self, lsn: Lsn, end: Duration) {
+        self.leases.with_label_values(&["granted"]).inc();
+        let seconds = i64::try_from(end.as_secs()).unwrap_or(i64::MAX);
+        self.lease_end.with_label_values(&[&lsn.to_string()]).set(seconds);
+    }
+
+    /// Counts a lease that is refused for good.
+    pub fn lease_refused(&self) {
+        self.leases.with_label_values(&["refused"]).inc();
+    }
+
+    /// Counts a request for a lease that has failed.
+    pub fn lease_failed(&self) {
+        self.leases.with_label_values(&["failed"]).inc();
+    }
+
+    /// There is no lease to speak of, any more or yet.
+    pub fn no_lease(&self) {
+        self.lease_end.reset();
     }
 
     /// Notes how many settings wait for Postgres's next start.

@@ -3,7 +3,7 @@
 //!
 //! It knows nothing of the code under test; its messages are written down here a second time.
 
-mod archive;
+pub(crate) mod archive;
 mod grpc;
 mod libpq;
 
@@ -13,8 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-
-pub(crate) use archive::{Origin, gzipped};
 
 /// How a request for a base backup is answered.
 #[derive(Clone, Debug)]
@@ -105,6 +103,8 @@ pub(crate) enum Door {
     Open,
     /// Who has this token comes in; the others get this error.
     Token(String, Refusal),
+    /// Over libpq somebody is asked for a proof that pageservers do not ask for.
+    Md5,
     /// It is accepted, and then nothing happens.
     Silent,
 }

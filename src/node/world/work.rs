@@ -115,6 +115,8 @@ impl Parts {
         // Rendered first: a spec that cannot be written must not cost a data directory.
         let text = self.render(&stored)?;
         let storage = storage::open(&stored).map_err(permanent)?;
+        // Before anything that takes time: what is read later must not be collected meanwhile.
+        self.leases.begin(&stored, &self.metrics);
         // Before it is made: a try that fails or is cut off may have made it.
         self.slots().note(&stored);
         let prepared = storage.prepare(&self.context(&text, Role::of(&stored), restart, token)).await;
@@ -202,6 +204,7 @@ impl Parts {
         if stored.resolved.mode == Mode::Primary {
             Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
         }
+        self.leases.turn(&stored);
         self.hold(Needed::Applied, stored);
         Ok(Done::Done)
     }

@@ -171,7 +171,7 @@ impl Session {
     /// The next message that means something. An error is one.
     async fn receive(&mut self, when: &'static str) -> Result<Message, Fault> {
         loop {
-            match self.parse()? {
+            match parse(&mut self.input)? {
                 Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
                 Some(
                     Message::NoticeResponse(_)
@@ -187,16 +187,17 @@ impl Session {
             }
         }
     }
+}
 
-    fn parse(&mut self) -> Result<Option<Message>, Fault> {
-        let garbled = |_| Fault::Protocol("a message that cannot be read");
-        // Before anything is reserved for it.
-        let header = Header::parse(&self.input).map_err(garbled)?;
-        if header.is_some_and(|header| header.len() > limits::PAGESERVER_MESSAGE) {
-            return Err(Fault::Protocol("a message that is too long"));
-        }
-        Message::parse(&mut self.input).map_err(garbled)
+/// Takes the next message off what has come, once it is whole.
+fn parse(input: &mut BytesMut) -> Result<Option<Message>, Fault> {
+    let garbled = |_| Fault::Protocol("a message that cannot be read");
+    // Before anything is reserved for it.
+    let header = Header::parse(input).map_err(garbled)?;
+    if header.is_some_and(|header| header.len() > limits::PAGESERVER_MESSAGE) {
+        return Err(Fault::Protocol("a message that is too long"));
     }
+    Message::parse(input).map_err(garbled)
 }
 
 /// An answer that comes as a COPY.
@@ -358,6 +359,26 @@ mod tests {
             let error = Address::of(&server(url)).err().unwrap_or_else(|| panic!("{url} is usable"));
             assert!(!error.to_string().contains("hunter2"), "{error}");
             assert!(!error.is_transient(), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_read_when_it_is_whole_and_not_when_it_is_too_long() {
+        let mut input = BytesMut::from(&b"d\0\0\0\x06h"[..]);
+        assert!(parse(&mut input).unwrap().is_none());
+        input.extend_from_slice(b"i");
+        match parse(&mut input).unwrap() {
+            Some(Message::CopyData(body)) => assert_eq!(body.data(), b"hi"),
+            _ => panic!("it is whole"),
+        }
+        let long = [&b"d"[..], &(limits::PAGESERVER_MESSAGE + 1).to_be_bytes()].concat();
+        for (bytes, words) in
+            [(&long[..], "too long"), (b"d\0\0\0\0", "cannot be read"), (b"?\0\0\0\x04", "cannot be read")]
+        {
+            let mut input = BytesMut::from(bytes);
+            let error = parse(&mut input).err().unwrap_or_else(|| panic!("{bytes:?} is a message"));
+            assert!(error.to_string().contains(words), "{error}");
+            assert!(input.capacity() < 1024, "room was made for it");
         }
     }
 

