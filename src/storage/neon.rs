@@ -45,7 +45,7 @@ pub use error::{Fault, NeonError, PageserverError};
 pub struct Patience {
     /// To let us in.
     pub connect: Duration,
-    /// To begin its answer.
+    /// To begin its answer, and for the first piece of it.
     pub answer: Duration,
     /// For each further piece of it.
     pub idle: Duration,
