@@ -21,6 +21,6 @@ mod readiness;
 pub mod settings;
 
 pub use install::{InstallError, Installation, Version};
-pub use log::LogSink;
+pub use log::{LastWords, LogSink};
 pub use pgdata::{ClearRule, Contents, DataDir, PgdataError};
 pub use postmaster::{Fact, Launch, Postmaster, SpawnError, StopMode, SweepOutcome};

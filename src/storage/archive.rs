@@ -12,7 +12,8 @@
 //!   wherever the spec's settings fetch WAL.
 //! * `postgresql.auto.conf` is emptied: what `ALTER SYSTEM` had set where the archive was made would overrule the
 //!   spec. `postgresql.conf` is replaced by whoever starts the server.
-//! * `postmaster.pid`, `postmaster.opts` and our own marker, from where the archive was made, are left out.
+//! * `postmaster.pid`, `postmaster.opts`, our own marker and a password that a standby of ours had, from where the
+//!   archive was made, are left out.
 //! * Tablespaces must lie inside. Links elsewhere are refused by the unpacker; a `tablespace_map` that is not
 //!   empty is refused here, for the server would make such links of it.
 //!
@@ -29,6 +30,7 @@ use futures_util::future::BoxFuture;
 use nix::libc::O_NONBLOCK;
 use tokio_util::sync::CancellationToken;
 
+use super::base_backup::PASSFILE;
 use super::unpack::{self, Options, UnpackError};
 use super::{
     Context, Phase, Prepared, Storage, StorageError, blocking, chain, kept_for_restart, role, rule, same_version,
@@ -41,7 +43,7 @@ pub use download::{AttemptError, DownloadError, Timing};
 /// Length of `global/pg_control`, `PG_CONTROL_FILE_SIZE`.
 const CONTROL_SIZE: u64 = 8192;
 
-const LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts"];
+const LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts", PASSFILE];
 
 /// Why an archive did not become a data directory.
 #[derive(Debug, thiserror::Error)]
