@@ -343,6 +343,9 @@ pub const SWEEP_POLITE: Duration = Duration::from_millis(500);
 /// are told by pidfd, this only bounds what a process forked in between can hide.
 pub const SWEEP_LOOK: Duration = Duration::from_millis(250);
 
+/// Characters of the message with which a server gave up that are shown in the status: a sentence, and some names.
+pub const LAST_WORDS: usize = 1000;
+
 /// How long the end of a swept server's log is awaited. A process that inherited the pipe and is not ours
 /// must not hold up a stop.
 pub const LOG_DRAIN: Duration = Duration::from_secs(1);

@@ -22,7 +22,7 @@ mod readiness;
 pub mod settings;
 
 pub use install::{InstallError, Installation, Version};
-pub use log::LogSink;
+pub use log::{LastWords, LogSink};
 pub use orphan::end_orphan;
 pub use pgdata::{ClearRule, Contents, DataDir, PgdataError};
 pub use postmaster::{Fact, Launch, Postmaster, SpawnError, StopMode, SweepOutcome};

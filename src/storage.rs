@@ -316,6 +316,17 @@ pub fn settings(stored: &StoredSpec) -> Result<Vec<(&'static str, String)>, Stor
     Ok(settings)
 }
 
+/// Puts beside the settings what must not stand in them: the server logs some that change. Blocks.
+///
+/// # Errors
+/// If the file cannot be written, or as [`settings`].
+pub fn write_secrets(stored: &StoredSpec, pgdata: &Path) -> Result<(), StorageError> {
+    if stored.resolved.storage != StorageKind::BaseBackup {
+        return Ok(());
+    }
+    base_backup::write_password(pgdata, &base_backup_of(stored)?)
+}
+
 /// Replication slots that are this node's own, at the servers it follows.
 #[derive(Debug, Default)]
 pub struct OwnSlots(Vec<BaseBackupSpec>);

@@ -158,6 +158,7 @@ impl<W: World> Effects<W> {
     fn start(&mut self, kind: EffectKind, postmaster: Epoch, spec: Revision) {
         self.postmasters.push(postmaster);
         let facts = Facts::new(postmaster, self.queue.clone());
+        let told = facts.clone();
         // Called now, so that the world knows it before it can be told to stop.
         let future = guarded("start", || self.world.start_postmaster(postmaster, spec, facts));
         let directory = self.directory.clone();
@@ -170,7 +171,7 @@ impl<W: World> Effects<W> {
                 // It has not even begun, so there never was a process.
                 Err(panic) => Ok(Err(panicked(panic.as_ref()))),
             };
-            let (outcome, input) = postmaster_end(postmaster, ended);
+            let (outcome, input) = postmaster_end(postmaster, ended, told.words());
             metrics.effect(kind, outcome, begun.elapsed());
             Some(input)
         });
@@ -305,17 +306,25 @@ fn failed(epoch: Epoch, work: Work, error: WorkError) -> Input {
     Input::Failure(event, text)
 }
 
-fn postmaster_end(postmaster: Epoch, ended: Result<Result<Exit, WorkError>, Panic>) -> (&'static str, Input) {
-    match ended {
-        Ok(Ok(exit)) => ("ended", Input::Event(Event::PostmasterExited { postmaster, exit })),
-        Ok(Err(error)) => {
+fn postmaster_end(
+    postmaster: Epoch,
+    ended: Result<Result<Exit, WorkError>, Panic>,
+    words: Option<&str>,
+) -> (&'static str, Input) {
+    match (ended, words) {
+        (Ok(Ok(exit)), Some(words)) => {
+            let text = format!("Postgres {exit} while it was starting: {words}");
+            ("ended", Input::Failure(Event::PostmasterExited { postmaster, exit }, text.into()))
+        }
+        (Ok(Ok(exit)), None) => ("ended", Input::Event(Event::PostmasterExited { postmaster, exit })),
+        (Ok(Err(error)), _) => {
             tracing::error!(postmaster = postmaster.0, "{error}");
             let WorkError { class, text } = error;
             (class_name(class), Input::Failure(Event::SpawnFailed { postmaster, class }, text))
         }
         // The watcher is gone, and with it (it kills on drop) the process. It must not look as if it had
         // stopped in order.
-        Err(panic) => {
+        (Err(panic), _) => {
             let text = panic_text(panic.as_ref());
             tracing::error!(postmaster = postmaster.0, "the watcher of the postmaster panicked: {text}");
             let exit = Exit::Signal(9);

@@ -1,6 +1,6 @@
 //! What the outside can do.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use compute_states::{Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Revision, StopMode};
 use tokio::sync::mpsc;
@@ -135,11 +135,23 @@ impl WorkError {
 pub struct Facts {
     postmaster: Epoch,
     queue: mpsc::WeakSender<Envelope>,
+    words: Arc<OnceLock<String>>,
 }
 
 impl Facts {
     pub(super) fn new(postmaster: Epoch, queue: mpsc::WeakSender<Envelope>) -> Self {
-        Facts { postmaster, queue }
+        Facts { postmaster, queue, words: Arc::default() }
+    }
+
+    /// Why it gave up, in its own words, if it says so. Told before its end is reported.
+    pub fn last_words(&self, words: Option<String>) {
+        if let Some(words) = words {
+            let _only_the_first = self.words.set(words);
+        }
+    }
+
+    pub(super) fn words(&self) -> Option<&str> {
+        self.words.get().map(String::as_str)
     }
 
     /// It accepts connections.

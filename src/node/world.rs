@@ -18,7 +18,7 @@ use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::postgres::settings::{Reload, Settings};
-use crate::postgres::{DataDir, Fact, Installation, Postmaster, SweepOutcome, process};
+use crate::postgres::{DataDir, Fact, Installation, LastWords, Postmaster, SweepOutcome, process};
 use crate::secret::Secret;
 use crate::spec::store::StoredSpec;
 use crate::storage::{OwnSlots, Progress};
@@ -173,25 +173,40 @@ impl World for RealWorld {
         let parts = self.parts.clone();
         let slot = self.postmaster.clone();
         async move {
-            let launch = parts.launch(spec)?;
+            let words = LastWords::default();
+            let launch = parts.launch(spec, &words)?;
             if lock(&slot).early_stop.is_some() {
                 return Err(WorkError::cancelled());
             }
             // Not under the lock: the loop takes it too, and must not wait for a program to be loaded.
             let (process, mut events) = Postmaster::spawn(launch).map_err(work::permanent)?;
             tracing::info!(pid = process.pid(), "postmaster spawned");
-            {
+            let process = {
+                let process = Arc::new(process);
                 let mut slot = lock(&slot);
                 if let Some(mode) = slot.early_stop {
                     process.signal(stop_mode(mode));
                 }
-                slot.process = Some(Arc::new(process));
-            }
+                // Held by the slot alone: dropping it is what stops a server that nobody wants any more.
+                let held_elsewhere = Arc::downgrade(&process);
+                slot.process = Some(process);
+                held_elsewhere
+            };
+            let mut was_ready = false;
             while let Some(fact) = events.recv().await {
                 match fact {
                     Fact::Progressed => facts.progressed().await,
-                    Fact::Ready => facts.ready().await,
-                    Fact::Exited(status) => return Ok(exit(status)),
+                    Fact::Ready => {
+                        was_ready = true;
+                        facts.ready().await;
+                    }
+                    Fact::Exited(status) => {
+                        if !was_ready && let Some(process) = process.upgrade() {
+                            process.log_drained().await;
+                            facts.last_words(words.get());
+                        }
+                        return Ok(exit(status));
+                    }
                 }
             }
             Err(WorkError::plain(FailureClass::Panicked, "the watcher of the postmaster has gone"))

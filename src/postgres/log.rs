@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, PipeReader, Read};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::watch;
@@ -35,6 +36,38 @@ impl LogSink {
     /// One more message.
     pub(crate) fn pass(&mut self, message: &str) {
         (self.0)(message);
+    }
+}
+
+/// What a server said last before it gave up. For a server that ends before it is ready: later its sessions give
+/// up for reasons of their own.
+#[derive(Clone, Debug, Default)]
+pub struct LastWords(Arc<Mutex<Option<String>>>);
+
+impl LastWords {
+    /// Another sink that hears the messages first.
+    pub fn heard_by(&self, mut sink: LogSink) -> LogSink {
+        let words = self.clone();
+        LogSink::new(move |message| {
+            words.hear(message);
+            sink.0(message);
+        })
+    }
+
+    /// The message, without time and process, cut where it gets long.
+    pub fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn hear(&self, message: &str) {
+        let line = message.split(JOINER).next().unwrap_or_default();
+        let found = ["FATAL:  ", "PANIC:  "].iter().find_map(|severity| line.split_once(severity));
+        // Those who come too early are told so in the same way.
+        let Some((_, text)) = found.filter(|(_, text)| !text.starts_with("the database system is ")) else {
+            return;
+        };
+        let text = text.trim_end().chars().take(limits::LAST_WORDS).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
     }
 }
 
@@ -190,6 +223,21 @@ mod tests {
         assert!(seen.len() > 2);
         assert!(seen.iter().all(|message| message.len() <= limits::LOG_RECORD + 10_004 + 8));
         assert_eq!(seen.iter().map(|message| message.matches('x').count()).sum::<usize>(), line.len());
+    }
+
+    #[test]
+    fn the_last_words_are_those_of_a_server_that_gives_up() {
+        let words = LastWords::default();
+        let mut heard = words.heard_by(LogSink::new(|_| {}));
+        let prefix = "PG:2026-01-02 03:04:05.678 UTC [1] ";
+        heard.0(&format!("{prefix}LOG:  starting\n"));
+        heard.0(&format!("{prefix}FATAL:  the database system is starting up\n"));
+        assert_eq!(words.get(), None);
+        heard.0(&format!("{prefix}FATAL:  out of luck\u{200b}\tand more\n"));
+        heard.0(&format!("{prefix}LOG:  shutting down\n"));
+        assert_eq!(words.get().as_deref(), Some("out of luck"));
+        heard.0(&format!("{prefix}PANIC:  {}\n", "é".repeat(10_000)));
+        assert_eq!(words.get().unwrap().chars().count(), limits::LAST_WORDS);
     }
 
     #[test]

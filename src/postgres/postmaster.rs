@@ -198,6 +198,13 @@ impl Postmaster {
         self.shared.group.signal(Signal::HUP)
     }
 
+    /// Returns when all that a dead server had written to its log was passed on. A process that inherited the
+    /// pipe may hold it open, and is not waited for.
+    pub async fn log_drained(&self) {
+        let mut log_ended = self.log_ended.clone();
+        let _held_by_a_stranger = timeout(limits::LOG_DRAIN, log_ended.wait_for(|ended| *ended)).await;
+    }
+
     /// Returns when no process of the server is left and its log was passed on, or at the deadline.
     ///
     /// For after the exit; a postmaster that still lives is killed with all that belongs to it. What does not end by
@@ -244,8 +251,7 @@ impl Postmaster {
             let _look_again = timeout_at(until, proctable::all_ended(&living)).await;
             reap_commands(&living);
         }
-        let mut log_ended = self.log_ended.clone();
-        let _held_by_a_stranger = timeout(limits::LOG_DRAIN, log_ended.wait_for(|ended| *ended)).await;
+        self.log_drained().await;
         SweepOutcome::Clean { signalled: asked.len() }
     }
 }

@@ -12,7 +12,8 @@
 //!   wherever the spec's settings fetch WAL.
 //! * `postgresql.auto.conf` is emptied: what `ALTER SYSTEM` had set where the archive was made would overrule the
 //!   spec. `postgresql.conf` is replaced by whoever starts the server.
-//! * `postmaster.pid`, `postmaster.opts` and our own marker, from where the archive was made, are left out.
+//! * `postmaster.pid`, `postmaster.opts`, our own marker and a password that a standby of ours had, from where the
+//!   archive was made, are left out.
 //! * Tablespaces must lie inside. Links elsewhere are refused by the unpacker; a `tablespace_map` that is not
 //!   empty is refused here, for the server would make such links of it.
 //!
@@ -28,6 +29,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::libc::O_NONBLOCK;
 
+use super::base_backup::PASSFILE;
 use super::unpack::{self, Options, UnpackError};
 use super::{
     CONTROL_SIZE, Context, Phase, Prepared, Storage, StorageError, blocking, kept_for_restart, leave_empty,
@@ -38,7 +40,7 @@ use crate::spec::archive::{ArchiveSource, ArchiveSpec};
 use download::Download;
 pub use download::{AttemptError, DownloadError, Timing};
 
-const LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts"];
+const LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts", PASSFILE];
 
 /// Why an archive did not become a data directory.
 #[derive(Debug, thiserror::Error)]

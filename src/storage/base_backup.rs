@@ -36,9 +36,13 @@ use super::{
 use crate::limits;
 use crate::postgres::pgdata::{MARKER, MARKER_NEW};
 use crate::postgres::piped::Piped;
-use crate::postgres::{ClearRule, Contents, Installation, process};
+use crate::postgres::{ClearRule, Contents, Installation, conf, process};
 use crate::spec::base_backup::BaseBackupSpec;
 use source::{Identity, Source};
+
+/// Where a standby's server finds the password: it logs the value of `primary_conninfo` when that changes. The
+/// server works in its data directory, so the name is the path.
+pub(super) const PASSFILE: &str = ".compute_ctl.pgpass";
 
 /// Where the copy is made.
 const BELOW: &str = "base_backup";
@@ -134,6 +138,7 @@ const PERMANENT: &[&str] = &[
     "replication slot \"",
     "logical replication slot",
     "certificate verify failed",
+    "does not match host name",
     "certificate file",
     "does not support SSL",
     "does not support GSSAPI",
@@ -237,9 +242,26 @@ pub(super) fn settings(spec: &BaseBackupSpec) -> Vec<(&'static str, String)> {
     if !spec.standby {
         return Vec::new();
     }
-    let mut settings = vec![("primary_conninfo", spec.source.whole().reveal().to_owned())];
+    let mut source = spec.source.clone();
+    if source.password().is_some() {
+        source.set("passfile", PASSFILE);
+    }
+    let mut settings = vec![("primary_conninfo", source.public())];
     settings.extend(spec.slot.clone().map(|slot| ("primary_slot_name", slot)));
     settings
+}
+
+/// Puts the password there that a standby's server needs for these settings. In force from its next connection on.
+pub(super) fn write_password(pgdata: &Path, spec: &BaseBackupSpec) -> Result<(), StorageError> {
+    let path = pgdata.join(PASSFILE);
+    match spec.source.password().filter(|_| spec.standby) {
+        Some(password) => {
+            let password = password.reveal().replace('\\', "\\\\").replace(':', "\\:");
+            let written = conf::write_atomic(&path, &format!("*:*:*:*:{password}\n"));
+            written.map_err(|error| StorageError::io("write", path)(error.source))
+        }
+        None => role::remove(&path).map(drop),
+    }
 }
 
 /// Makes the slot of a spec that a running standby is to use from now on.
@@ -387,8 +409,9 @@ async fn fill(backup: &BaseBackup, context: &Context, identity: Identity) -> Res
         if !locations.is_empty() {
             return Err(BaseBackupError::Tablespaces { server, locations }.into());
         }
-        // The source may have been prepared by this program, and its marker speaks of another directory.
-        for name in ["backup_manifest", MARKER, MARKER_NEW] {
+        // The source may have been prepared by this program: its marker speaks of another directory, and its
+        // password is not ours to have.
+        for name in ["backup_manifest", MARKER, MARKER_NEW, PASSFILE] {
             role::remove(&below.join(name))?;
         }
         super::move_up(&below, pgdata.path())?;
@@ -408,28 +431,28 @@ async fn copy(backup: &BaseBackup, context: &Context) -> Result<(), StorageError
     let source = backup.source(context);
     let mut program = Piped::spawn_reporting(command(backup, context))?;
     let mut report = Report::default();
-    let begun = Instant::now();
-    let mut silence = match backup.spec.fast_checkpoint {
-        true => Some((begun + backup.patience.begin, backup.patience.begin)),
-        // As slow as its server's settings say, which is for the deadline of the whole work to judge.
-        false => None,
-    };
+    let mut quiet = Quiet::new(backup);
+    let first = below(context).join("backup_label");
     let given_up = loop {
-        // A program without a bound is waited for a day at a time.
-        let (until, after) = silence.unwrap_or((Instant::now() + DAY, DAY));
-        let next = context.cancel.run_until_cancelled(timeout_at(until, program.next())).await;
-        match next {
+        let next = timeout_at(quiet.until(), program.next());
+        match context.cancel.run_until_cancelled(next).await {
             None => break Some(StorageError::Cancelled),
-            Some(Err(_)) if silence.is_none() => {}
-            Some(Err(_)) => break Some(source.silent(after).into()),
+            Some(Err(_)) => {
+                let begun = tokio::fs::try_exists(&first).await.unwrap_or(false);
+                if begun {
+                    context.progress.enter(Phase::Receiving);
+                }
+                if let Some(after) = quiet.over(begun) {
+                    break Some(source.silent(after).into());
+                }
+            }
             Some(Ok(None)) => break None,
             Some(Ok(Some(piece))) => {
-                let advanced = report.read(&piece);
-                if advanced > 0 {
+                if let Some(advanced) = report.read(&piece) {
                     context.progress.enter(Phase::Receiving);
                     context.progress.add_received(advanced);
                     context.progress.add_written(advanced);
-                    silence = Some((Instant::now() + backup.patience.idle, backup.patience.idle));
+                    quiet.heard();
                 }
             }
         }
@@ -445,7 +468,47 @@ async fn copy(backup: &BaseBackup, context: &Context) -> Result<(), StorageError
     Err(source.failed("copy", report.messages.iter().map(String::as_str)).into())
 }
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long nothing has been heard. The program reports at most once a second, and only when something comes: that
+/// the server has begun may show in the directory alone.
+#[derive(Debug)]
+struct Quiet {
+    patience: Patience,
+    since: Instant,
+    begun: bool,
+    /// When the server must have begun. Nothing for a checkpoint that is as slow as its server's settings say, which
+    /// is for the deadline of the whole work to judge.
+    end: Option<Instant>,
+}
+
+impl Quiet {
+    fn new(backup: &BaseBackup) -> Self {
+        let (patience, since) = (backup.patience, Instant::now());
+        let end = backup.spec.fast_checkpoint.then(|| since + patience.begin);
+        Self { patience, since, begun: false, end }
+    }
+
+    fn heard(&mut self) {
+        (self.since, self.begun) = (Instant::now(), true);
+    }
+
+    /// When to ask whether it is over.
+    fn until(&self) -> Instant {
+        let idle = self.since + self.patience.idle;
+        self.end.filter(|_| !self.begun).map_or(idle, |end| end.min(idle))
+    }
+
+    /// Whether it has been too long, and for how long. `begun`: something has come by now.
+    fn over(&mut self, begun: bool) -> Option<Duration> {
+        if self.begun {
+            return Some(self.patience.idle);
+        }
+        if !begun && self.end.is_some_and(|end| Instant::now() >= end) {
+            return Some(self.patience.begin);
+        }
+        (self.since, self.begun) = (Instant::now(), begun);
+        None
+    }
+}
 
 fn command(backup: &BaseBackup, context: &Context) -> std::process::Command {
     let spec = &backup.spec;
@@ -470,14 +533,16 @@ fn command(backup: &BaseBackup, context: &Context) -> std::process::Command {
 #[derive(Debug, Default)]
 struct Report {
     line: Vec<u8>,
+    /// How many lines have said how far it is.
+    lines: usize,
     received: u64,
     messages: Vec<String>,
 }
 
 impl Report {
-    /// Bytes that have come since the last line about it.
-    fn read(&mut self, piece: &[u8]) -> u64 {
-        let before = self.received;
+    /// Bytes that have come since the last line about it, if there is one more.
+    fn read(&mut self, piece: &[u8]) -> Option<u64> {
+        let before = (self.lines, self.received);
         for byte in piece {
             match byte {
                 b'\n' | b'\r' => self.line_ended(),
@@ -486,7 +551,7 @@ impl Report {
                 _ => {}
             }
         }
-        self.received - before
+        (self.lines > before.0).then_some(self.received - before.1)
     }
 
     fn line_ended(&mut self) {
@@ -495,7 +560,10 @@ impl Report {
         // `  1234/56789 kB (2%), 0/1 tablespace`
         let done = line.split_once('/').filter(|(_, rest)| rest.contains(" kB "));
         match done.and_then(|(done, _)| done.parse::<u64>().ok()) {
-            Some(kib) => self.received = self.received.max(kib.saturating_mul(1024)),
+            Some(kib) => {
+                self.lines += 1;
+                self.received = self.received.max(kib.saturating_mul(1024));
+            }
             None if line.is_empty() || line.starts_with("waiting for checkpoint") => {}
             None => {
                 self.messages.push(line);

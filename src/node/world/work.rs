@@ -15,7 +15,7 @@ use crate::control_plane;
 use crate::engine::{Done, WorkError};
 use crate::postgres::conf::{self, Conf};
 use crate::postgres::settings::{Change, Reload, SettingsError, SizeLimitLifted};
-use crate::postgres::{Launch, LogSink, hba};
+use crate::postgres::{LastWords, Launch, LogSink, hba};
 use crate::secret::Secret;
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
@@ -124,6 +124,7 @@ impl Parts {
         let prepared = prepared.map_err(storage_error)?;
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
         self.write_files(text).await?;
+        self.write_secrets(stored).await?;
         Ok(Done::Done)
     }
 
@@ -147,6 +148,11 @@ impl Parts {
         }))
     }
 
+    async fn write_secrets(&self, stored: Arc<StoredSpec>) -> Result<(), WorkError> {
+        let pgdata = self.pgdata.path().to_owned();
+        blocking(move || storage::write_secrets(&stored, &pgdata)).await
+    }
+
     async fn write_files(&self, conf_text: String) -> Result<(), WorkError> {
         let pgdata = self.pgdata.path().to_owned();
         blocking(move || {
@@ -159,7 +165,7 @@ impl Parts {
         .await
     }
 
-    pub(super) fn launch(&self, spec: Revision) -> Result<Launch, WorkError> {
+    pub(super) fn launch(&self, spec: Revision, words: &LastWords) -> Result<Launch, WorkError> {
         let stored = self.stored(spec)?;
         let token = stored.document.storage_auth_token.clone();
         let mut env: Vec<_> = token.map(|token| ("NEON_AUTH_TOKEN".into(), token)).into_iter().collect();
@@ -174,7 +180,7 @@ impl Parts {
             pgdata: self.pgdata.clone(),
             options: Vec::new(),
             env,
-            log: LogSink::stderr(),
+            log: words.heard_by(LogSink::stderr()),
         })
     }
 
@@ -196,8 +202,15 @@ impl Parts {
             self.same_part(&stored)?;
             let text = self.render(&stored)?;
             self.move_slot(&stored, token).await?;
+            self.write_secrets(stored.clone()).await?;
             let change = Change { pgdata, text: &text, server: &server, reload };
-            Box::pin(self.settings.change(change, token)).await.map_err(settings_error)?;
+            if let Err(error) = Box::pin(self.settings.change(change, token)).await {
+                // What belongs to the settings that are in force. Should it fail, the standby says so in its log.
+                if let Some(applied) = self.held(Needed::Applied) {
+                    let _unlikely = self.write_secrets(applied).await;
+                }
+                return Err(settings_error(error));
+            }
             let unused = self.slots().take_others(&stored);
             unused.drop_all(&self.installation).await;
         }

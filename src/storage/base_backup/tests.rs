@@ -7,11 +7,13 @@ fn reports_are_read_wherever_they_are_cut() {
                  22640/22640 kB (100%), 1/1 tablespace\n";
     for cut in 0..text.len() {
         let mut report = Report::default();
-        let sum = report.read(&text[..cut]) + report.read(&text[cut..]);
-        assert_eq!(sum, 22640 * 1024, "cut at {cut}");
+        let parts = [report.read(&text[..cut]), report.read(&text[cut..])];
+        assert_eq!(parts.into_iter().flatten().sum::<u64>(), 22640 * 1024, "cut at {cut}");
         assert_eq!(report.messages, ["pg_basebackup: error: could not read COPY data: hunter", "detail 1/2"]);
     }
     let mut report = Report::default();
+    assert_eq!(report.read(b"waiting for checkpoint\n  0/5 kB"), None);
+    assert_eq!(report.read(b" (0%), 0/1 tablespace\n"), Some(0));
     for number in 0..100 {
         report.read(format!("line {number}\n").as_bytes());
     }
