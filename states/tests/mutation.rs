@@ -155,7 +155,7 @@ fn fate(corpus: &Corpus, cell: &Cell, wrong: &Wrong, oracles: [bool; 2], most: u
 /// Goes on by a plan: one answer to each kind of question, the same each time, until the process ends. Random ways
 /// rarely crash three times in a row, or let every deadline pass.
 fn pursue(run: &mut Run<Mutant>, first: Input, mut plan: Numbers) -> bool {
-    let (running, fetched, applied) = (plan.next() % 4, plan.next() % 3, plan.next() % 3);
+    let (running, fetched, applied) = (plan.next() % 5, plan.next() % 3, plan.next() % 3);
     let (failed, pending, leaving) = (plan.next() % 3, plan.next() % 3, plan.next() % 3);
     let mut input = first;
     for _ in 0..WANDERING {
@@ -203,7 +203,9 @@ fn pursue(run: &mut Run<Mutant>, first: Input, mut plan: Numbers) -> bool {
                 Input::Postmaster { news: News::Ready, back: 0 }
             }
             (ComputeStatus::Running, ..) => {
-                [crash, terminate, Input::Configure { final_sync: true }, Input::Refresh][running as usize]
+                let promote = Input::Promote { final_sync: true };
+                [crash, terminate, Input::Configure { final_sync: true }, Input::Refresh, promote]
+                    [running as usize]
             }
             (ComputeStatus::Failed, None, Some(timer)) if failed == 0 => Input::Fired { timer, back: 0 },
             (ComputeStatus::Failed, ..) if failed == 1 => Input::Refresh,

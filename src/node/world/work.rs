@@ -14,6 +14,7 @@ use crate::catalog::{self, ConnectionSettings, Profile};
 use crate::control_plane;
 use crate::engine::{Done, WorkError};
 use crate::postgres::conf::{self, Conf};
+use crate::postgres::promotion::Held;
 use crate::postgres::settings::{Change, Reload, SettingsError, SizeLimitLifted};
 use crate::postgres::{Launch, LogSink, hba};
 use crate::secret::Secret;
@@ -31,7 +32,7 @@ impl Parts {
         Ok(Done::Done)
     }
 
-    fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
+    pub(super) fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
         let missing = || format!("the spec document of revision {} is gone; this is a bug", spec.0);
         let stored = self.intake.specs().get(spec.0);
         let stored = stored.ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))?;
@@ -42,6 +43,11 @@ impl Parts {
     fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
         // Every change is one insertion, so a panic elsewhere cannot have left half of one behind.
         self.documents.lock().unwrap_or_else(PoisonError::into_inner).insert(needed, document);
+    }
+
+    /// The document that is held for this reason.
+    pub(super) fn held(&self, needed: Needed) -> Option<Arc<StoredSpec>> {
+        self.documents.lock().unwrap_or_else(PoisonError::into_inner).get(&needed).cloned()
     }
 
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
@@ -155,7 +161,12 @@ impl Parts {
             servable(&stored)?;
             let text = self.render(&stored)?;
             let change = Change { pgdata, text: &text, server: &server, reload };
-            Box::pin(self.settings.change(change, token)).await.map_err(settings_error)?;
+            // What a promotion had put in force must not hide what the new file says.
+            let held = Held::take_back(pgdata).map_err(permanent)?;
+            if let Err(error) = Box::pin(self.settings.change(change, token)).await {
+                held.put_back(reload).map_err(permanent)?;
+                return Err(settings_error(error));
+            }
         }
         if stored.resolved.mode == Mode::Primary {
             Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
@@ -241,9 +252,11 @@ pub(in crate::node) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
     if resolved.storage.missing().is_some() {
         return Err(WorkError::plain(FailureClass::Permanent, unserved(resolved.storage)));
     }
-    if resolved.mode != Mode::Primary {
+    // What is kept may be a standby; who made it one has put `standby.signal` there.
+    let standby = resolved.mode == Mode::Replica && resolved.storage == StorageKind::Existing;
+    if resolved.mode != Mode::Primary && !standby {
         let text = format!(
-            "mode {} is not served with storage kind `{}` yet: only Primary is",
+            "mode {} is not served with storage kind `{}` yet: only Primary is, and Replica with `existing`",
             resolved.mode, resolved.storage
         );
         return Err(WorkError::plain(FailureClass::Permanent, text));
