@@ -151,8 +151,9 @@ impl Promotion<'_> {
     /// Has the server write to the safekeepers and wait for them, from its first record as a primary.
     async fn write_to(&self, session: &Connection, safekeepers: &[String]) -> Result<(), PromotionError> {
         let list = safekeepers.join(",");
-        conf::override_with(self.pgdata, &[("neon.safekeepers", &list), STANDBY])?;
-        (self.reload)();
+        if conf::override_with(self.pgdata, &[("neon.safekeepers", &list), STANDBY])? {
+            (self.reload)();
+        }
         let (name, value) = STANDBY;
         let read = format!("SELECT pg_catalog.current_setting('{name}') = '{value}'");
         if until(session, &read, limits::SETTINGS_QUERY).await? {

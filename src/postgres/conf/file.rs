@@ -76,11 +76,12 @@ pub fn lift_size_limit(pgdata: &Path) -> Result<(), WriteError> {
     write_atomic(&pgdata.join(OVERRIDE_FILE), NO_SIZE_LIMIT)
 }
 
-/// Puts settings into the override file, where they win over `postgresql.conf`. In force after a reload.
+/// Puts settings into the override file, where they win over `postgresql.conf`; returns whether they were not there
+/// already. In force after a reload.
 ///
 /// # Errors
 /// [`WriteError`] names the file; a value that no line can hold is one, too.
-pub fn override_with(pgdata: &Path, settings: &[(&str, &str)]) -> Result<(), WriteError> {
+pub fn override_with(pgdata: &Path, settings: &[(&str, &str)]) -> Result<bool, WriteError> {
     let path = pgdata.join(OVERRIDE_FILE);
     let mut text = String::new();
     for (name, value) in settings {
@@ -92,7 +93,11 @@ pub fn override_with(pgdata: &Path, settings: &[(&str, &str)]) -> Result<(), Wri
             }
         }
     }
-    write_atomic(&path, &text)
+    let new = overridden(pgdata) != text;
+    if new {
+        write_atomic(&path, &text)?;
+    }
+    Ok(new)
 }
 
 /// What the override file holds; nothing where there is none, or none of ours.
