@@ -16,7 +16,9 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
+use compute_states::promotion::Stage;
 use compute_states::state::{Init, Phase};
 use compute_states::{
     Cause, ComputeStatus, Effect, Event, EventKind, ExitReason, Machine, Policy, RequestId, Revision, State,
@@ -38,8 +40,9 @@ use journal::Journal;
 pub use journal::Recording;
 use queue::{Answer, Control, Envelope, Input};
 pub use queue::{Handle, Rejected};
+pub use status::Promoted;
 pub use status::Snapshot;
-pub use world::{Done, Facts, Work, WorkError, World};
+pub use world::{Done, Facts, PromotionTimes, Work, WorkError, World};
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,10 @@ pub struct Engine<W: World> {
     metrics: Arc<Metrics>,
     /// The spec which the published status speaks of.
     spec: Option<Revision>,
+    /// How long the promotion took, and since when the server is a primary.
+    promotion: Option<(Promoted, Duration)>,
+    /// Where the promotion was before the last event.
+    promotion_stage: Stage,
     on_failure: Option<FailureHook>,
 }
 
@@ -97,6 +104,8 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
         replies: HashMap::new(),
         metrics,
         spec: None,
+        promotion: None,
+        promotion_stage: Stage::Idle,
         on_failure: None,
     };
     (engine, handle)
@@ -133,12 +142,17 @@ impl<W: World> Engine<W> {
         Outcome { ended, recording: self.journal.record() }
     }
 
-    fn take(&mut self, envelope: Envelope, step: &mut Step, now: std::time::Duration) -> Option<Ended> {
+    fn take(&mut self, envelope: Envelope, step: &mut Step, now: Duration) -> Option<Ended> {
         let Envelope { input, permit } = envelope;
         drop(permit);
+        let mut promoted = None;
         let (event, note) = match input {
             Input::Event(event) => (event, None),
             Input::Failure(event, text) => (event, Some(text)),
+            Input::Promoted(event, times) => {
+                promoted = Some(times);
+                (event, None)
+            }
             Input::Request { event, request, reply } => {
                 self.replies.insert(request, reply);
                 (event, None)
@@ -168,9 +182,10 @@ impl<W: World> Engine<W> {
             tracing::debug!(?event, status = %after, verdict = ?verdict, "event");
         }
         self.note_retry(verdict);
-        self.publish(&event, verdict, note);
+        self.note_promotion(verdict, promoted, now);
+        self.publish(&event, verdict, note.clone());
         debug_assert_eq!(self.snapshot.status, self.machine.status(), "something else is published");
-        let exit = self.carry_out(step);
+        let exit = self.carry_out(step, note.as_ref());
         if before != after
             && after == ComputeStatus::Failed
             && let Some(hook) = &self.on_failure
@@ -191,23 +206,49 @@ impl<W: World> Engine<W> {
         }
     }
 
+    /// Keeps how long the parts of a promotion took, and counts how it ended.
+    fn note_promotion(&mut self, verdict: Verdict, times: Option<PromotionTimes>, now: Duration) {
+        if let (Some(times), Some(Cause::ServerPromoted)) = (times, verdict.cause()) {
+            self.promotion = Some((Promoted { times, reconfigure: Duration::ZERO }, now));
+        }
+        if self.promotion_stage == self.machine.compute().promotion.stage {
+            return;
+        }
+        let before = std::mem::replace(&mut self.promotion_stage, self.machine.compute().promotion.stage);
+        let outcome = match (before, self.promotion_stage) {
+            (_, Stage::Done) => "completed",
+            (_, Stage::Unapplied) => "unapplied",
+            (Stage::Queued { .. } | Stage::Promoting { .. }, Stage::Idle) => "failed",
+            _ => return,
+        };
+        self.metrics.promotion(outcome);
+        tracing::info!(outcome, "promotion");
+        if let (Some((promoted, since)), Stage::Done) = (&mut self.promotion, self.promotion_stage) {
+            promoted.reconfigure = now.saturating_sub(*since);
+        }
+    }
+
     /// Publishes before any answer is sent, so that whoever was answered finds what the answer says.
     fn publish(&mut self, event: &Event, verdict: Verdict, note: Option<Arc<str>>) {
         self.spec = status::current_spec(self.machine.state()).or(self.spec);
+        let done = self.promotion_stage == Stage::Done;
+        let promotion = self.promotion.filter(|_| done).map(|(promoted, _)| promoted);
         let unchanged = self.snapshot.status == self.machine.status()
             && self.snapshot.fault == self.machine.fault()
-            && self.snapshot.spec == self.spec;
+            && self.snapshot.spec == self.spec
+            && self.snapshot.promotion == promotion;
         let activity = verdict == Verdict::Taken(Cause::ActivityNoted);
         if unchanged && !activity && event.kind() != EventKind::Booted {
             return;
         }
         let mut next = Snapshot::clone(&self.snapshot);
         next.follow(&self.machine, self.spec, event, note);
+        next.promotion = promotion;
         self.snapshot = Arc::new(next);
         self.published.send_replace(self.snapshot.clone());
     }
 
-    fn carry_out(&mut self, step: &Step) -> Option<Ended> {
+    fn carry_out(&mut self, step: &Step, failure: Option<&Arc<str>>) -> Option<Ended> {
         let mut ended = None;
         for effect in step.effects() {
             match *effect {
@@ -215,7 +256,7 @@ impl<W: World> Engine<W> {
                     if let Some(sender) = self.replies.remove(&request) {
                         let snapshot = self.snapshot.clone();
                         // A client that went away does not need its answer.
-                        let _ = sender.send(Answer { reply, snapshot });
+                        let _ = sender.send(Answer { reply, snapshot, failure: failure.cloned() });
                     }
                 }
                 Effect::Exit { reason } => ended = Some(Ended::Exit(reason)),

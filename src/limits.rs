@@ -40,6 +40,8 @@ pub fn work_deadline(work: Work) -> Duration {
         Work::PrepareStorage { .. } => Duration::from_secs(3600),
         // Ten thousand roles, or a statement that waits for a lock somebody holds.
         Work::ApplySpec { .. } => Duration::from_secs(600),
+        // A session, the rest of the log, and the server's own wait for its end of recovery.
+        Work::Promote { .. } => Duration::from_secs(120),
         // Three attempts of the control plane's client, 30 s each.
         Work::FetchSpec { .. } => Duration::from_secs(100),
         // The machine has deadlines of its own for these two, and they are shorter.
@@ -436,6 +438,17 @@ pub const SCHEMA_DUMPS: usize = 4;
 /// from memory, in milliseconds. A server that was frozen after it let us in must end in an error.
 pub const SETTINGS_QUERY: Duration = Duration::from_secs(10);
 
+/// How long a standby may take to replay the log of the primary it replaces, as in the original. The log was
+/// finished before the request, so what is missing is in flight or lost.
+pub const PROMOTION_CATCH_UP: Duration = Duration::from_secs(20);
+
+/// How often a standby is asked how far it is. Nobody writes while it catches up, so every pause counts; a question
+/// costs the server microseconds.
+pub const PROMOTION_POLL: Duration = Duration::from_millis(50);
+
+/// How long the server may take to end its recovery once it was told to: its own default.
+pub const PG_PROMOTE: Duration = Duration::from_secs(60);
+
 /// Characters shown of a refused setting's value, and of what the server says to it, which quotes the value: whoever
 /// put a document there knows it by its beginning.
 pub const SETTING_SHOWN: usize = 400;
@@ -457,7 +470,7 @@ pub const HTTP_HEAD_READ: Duration = Duration::from_secs(10);
 /// Bytes of a request's head. A token has about a thousand; the rest is room.
 pub const HTTP_HEAD_BYTES: usize = 64 * 1024;
 
-/// Bytes of the body of `/configure`. A spec with tens of thousands of roles has some ten million (decisions,
+/// Bytes of the body of `/configure` and of `/promote`. A spec with tens of thousands of roles has some ten million (decisions,
 /// section 5).
 pub const HTTP_CONFIGURE_BYTES: usize = 64 * 1024 * 1024;
 

@@ -18,6 +18,7 @@ pub mod piped;
 pub mod postmaster;
 pub mod process;
 mod proctable;
+pub mod promotion;
 mod readiness;
 pub mod settings;
 

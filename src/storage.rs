@@ -48,7 +48,7 @@ pub use existing::Existing;
 pub use initdb::Initdb;
 pub use neon::{EndOfLog, Neon, NeonError, Safekeepers};
 pub use progress::{Phase, Progress};
-pub use role::Role;
+pub use role::{Role, stands_by};
 
 /// Length of `global/pg_control`, `PG_CONTROL_FILE_SIZE`.
 const CONTROL_SIZE: u64 = 8192;
@@ -321,10 +321,10 @@ pub fn settings(stored: &StoredSpec) -> Result<Vec<(&'static str, String)>, Stor
 /// # Errors
 /// If the file cannot be written, or as [`settings`].
 pub fn write_secrets(stored: &StoredSpec, pgdata: &Path) -> Result<(), StorageError> {
-    if stored.resolved.storage != StorageKind::BaseBackup {
-        return Ok(());
+    match base_backup_of(stored)? {
+        Some(spec) => base_backup::write_password(pgdata, &spec),
+        None => Ok(()),
     }
-    base_backup::write_password(pgdata, &base_backup_of(stored)?)
 }
 
 /// Replication slots that are this node's own, at the servers it follows.

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use compute_ctl::engine::{self, Done, Ended, Engine, Facts, Handle, Rejected, Work, WorkError, World};
+use compute_ctl::engine::{
+    self, Done, Ended, Engine, Facts, Handle, PromotionTimes, Rejected, Work, WorkError, World,
+};
 use compute_ctl::limits;
 use compute_ctl::telemetry::Metrics;
 use compute_states::{
@@ -89,6 +91,7 @@ fn name(work: Work) -> &'static str {
         Work::ResolveSpec { .. } => "ResolveSpec",
         Work::PrepareStorage { .. } => "PrepareStorage",
         Work::ApplySpec { .. } => "ApplySpec",
+        Work::Promote { .. } => "Promote",
         Work::FetchSpec { .. } => "FetchSpec",
         Work::Sweep => "Sweep",
         Work::FinalSync { .. } => "FinalSync",
@@ -112,11 +115,12 @@ impl World for Scripted {
                 Some(Does::Fails) => {
                     return Err(WorkError::plain(FailureClass::Permanent, "it cannot be done"));
                 }
-                Some(Does::FailsAtFirst(times)) => {
-                    if world.log().iter().filter(|done| *done == name).count() <= times {
-                        return Err(WorkError::plain(FailureClass::Transient, "it cannot be done yet"));
-                    }
+                Some(Does::FailsAtFirst(times))
+                    if world.log().iter().filter(|done| *done == name).count() <= times =>
+                {
+                    return Err(WorkError::plain(FailureClass::Transient, "it cannot be done yet"));
                 }
+                Some(Does::FailsAtFirst(_)) => {}
                 Some(Does::Panics | Does::PanicsAtOnce) => panic!("boom"),
                 Some(Does::HangsUntilCancelled) => {
                     token.cancelled().await;
@@ -131,6 +135,10 @@ impl World for Scripted {
                 Work::FetchSpec { .. } => {
                     Done::Fetched(FetchedSpec::Spec { spec: SPEC, same_pageservers: true })
                 }
+                Work::Promote { .. } => Done::Promoted(PromotionTimes {
+                    lsn_wait: Duration::from_millis(12),
+                    pg_promote: Duration::from_millis(345),
+                }),
                 Work::FinalSync { .. } => Done::Synced(Lsn(1)),
                 _ => Done::Done,
             })

@@ -21,7 +21,7 @@ use compute_ctl::engine::{self, Handle, Outcome, Recording, Rejected, Snapshot};
 use compute_ctl::limits;
 use compute_ctl::telemetry::Metrics;
 use compute_states::{
-    ComputeStatus, EffectKind, Epoch, Event, EventKind, Policy, Reply, RestartPolicy, TerminateMode,
+    ComputeStatus, EffectKind, Epoch, Event, EventKind, Lsn, Policy, Reply, RestartPolicy, TerminateMode,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -134,6 +134,9 @@ fn all_was_seen(seen: &Seen) {
         "reply: ConfigureFailed",
         "reply: ConfigureSuperseded",
         "reply: RefreshAccepted",
+        "reply: Promoted",
+        "reply: PromoteFailed",
+        "reply: PromoteSuperseded",
         "reply: Terminated",
         "reply: AlreadyTerminated",
         "reply: Refused",
@@ -285,7 +288,8 @@ impl Script {
 
     async fn step(&mut self, handle: &Handle) {
         match self.rng.below(100) {
-            0..=29 => self.configure(handle),
+            0..=24 => self.configure(handle),
+            25..=29 => self.promote(handle),
             30..=44 => self.refresh(handle),
             45..=54 => handle.hint(Event::RefreshHinted),
             55..=64 => {
@@ -310,10 +314,24 @@ impl Script {
         let world = self.world.clone();
         self.clients.spawn(async move {
             let answer = handle.configure(spec).await;
-            if let Ok(Answer { reply: Reply::Configured, snapshot }) = &answer
+            if let Ok(Answer { reply: Reply::Configured, snapshot, .. }) = &answer
                 && snapshot.spec != Some(spec.revision)
             {
                 world.broken(format!("configured {:?}, but {:?} is published", spec.revision, snapshot.spec));
+            }
+            answers.push(answer);
+        });
+    }
+
+    fn promote(&mut self, handle: &Handle) {
+        let (handle, answers, spec) = (handle.clone(), self.answers.clone(), self.rng.spec());
+        let (world, lsn) = (self.world.clone(), Lsn(self.rng.below(1 << 40)));
+        self.clients.spawn(async move {
+            let answer = handle.promote(spec, lsn).await;
+            if let Ok(Answer { reply: Reply::Promoted, snapshot, .. }) = &answer
+                && snapshot.promotion.is_none()
+            {
+                world.broken("promoted, and it is not published how long it took".to_owned());
             }
             answers.push(answer);
         });

@@ -84,8 +84,10 @@ fuzz_target!(|data: &[u8]| {
 impl Place {
     fn outside_is_untouched(&self) {
         let names = |path: &Path| {
-            let mut names: Vec<_> =
-                fs::read_dir(path).expect("it is there").map(|entry| entry.expect("it is").file_name()).collect();
+            let mut names: Vec<_> = fs::read_dir(path)
+                .expect("it is there")
+                .map(|entry| entry.expect("it is").file_name())
+                .collect();
             names.sort();
             names
         };
@@ -146,7 +148,8 @@ impl Place {
             let entry = entry.expect("it is there");
             if entry.file_name() != MARKER {
                 let directory = entry.file_type().expect("it is there").is_dir();
-                let remove = if directory { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+                let remove =
+                    if directory { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
                 remove.expect("ours can be removed");
             }
         }
@@ -206,7 +209,8 @@ fn tar(record: &str, into: &mut Vec<u8>) {
         // A record of a pax header, with the length it should have.
         'x' => {
             let rest = link.len() + contents.len() + 3;
-            let length = (rest..).find(|length| length - length.to_string().len() == rest).unwrap_or_default();
+            let length =
+                (rest..).find(|length| length - length.to_string().len() == rest).unwrap_or_default();
             pax.extend_from_slice(format!("{length} ").as_bytes());
             pax.extend_from_slice(link);
             pax.push(b'=');

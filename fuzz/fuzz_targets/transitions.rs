@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use compute_states::promotion::Stage;
 use compute_states::state::{Base, Init, Phase, Waiting};
 use compute_states::{
     ComputeStatus, Effect, Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Machine, Policy, Reply,
@@ -53,6 +54,7 @@ enum Work {
     Resolve,
     Prepare,
     Apply,
+    Promote,
     Fetch,
     Sweep,
     Sync,
@@ -96,6 +98,7 @@ enum Asked {
     Configure,
     Terminate,
     Refresh,
+    Promote,
 }
 
 impl World {
@@ -129,7 +132,7 @@ impl World {
     fn next(&mut self, letter: u8, variant: u8) -> Option<Event> {
         let at = usize::from(variant & 3);
         Some(match letter + b'a' - 1 {
-            // Requests, hints, signals.
+            // Requests, hints, signals; `g` is a promotion.
             b'c' => {
                 let spec = self.new_spec(variant);
                 Event::ConfigureRequested { request: self.new_request(Asked::Configure), spec }
@@ -137,6 +140,11 @@ impl World {
             b'f' => self.terminate(TerminateMode::Fast),
             b'i' => self.terminate(TerminateMode::Immediate),
             b'r' => Event::RefreshRequested { request: self.new_request(Asked::Refresh) },
+            b'g' => {
+                let spec = self.new_spec(variant);
+                let request = self.new_request(Asked::Promote);
+                Event::PromoteRequested { request, spec, lsn: Lsn(u64::from(variant)) }
+            }
             b'h' => Event::RefreshHinted,
             b's' => Event::StopSignalled,
             b'u' => Event::ReloadSignalled,
@@ -209,6 +217,7 @@ impl World {
             Work::Resolve => Event::SpecResolved { epoch },
             Work::Prepare => Event::StoragePrepared { epoch },
             Work::Apply => Event::SpecApplied { epoch },
+            Work::Promote => Event::Promoted { epoch },
             Work::Fetch => {
                 let fetched = match variant & 3 {
                     0 => FetchedSpec::Spec { spec: self.new_spec(0), same_pageservers: true },
@@ -327,6 +336,10 @@ impl World {
                 self.assert_alive(postmaster, "applied to");
                 self.begin(epoch, Work::Apply);
             }
+            Effect::Promote { epoch, postmaster, .. } => {
+                self.assert_alive(postmaster, "promoted");
+                self.begin(epoch, Work::Promote);
+            }
             Effect::FetchSpec { epoch, .. } => self.begin(epoch, Work::Fetch),
             Effect::StopPostmaster { postmaster, mode } => {
                 self.assert_alive(postmaster, "stopped");
@@ -399,6 +412,7 @@ impl World {
                 asked == Asked::Configure
             }
             Reply::RefreshAccepted => asked == Asked::Refresh,
+            Reply::Promoted | Reply::PromoteFailed | Reply::PromoteSuperseded => asked == Asked::Promote,
             Reply::Terminated(_) => asked == Asked::Terminate,
             Reply::AlreadyTerminated(_) => {
                 asked == Asked::Terminate && self.machine.status() == ComputeStatus::Terminated
@@ -426,13 +440,23 @@ impl World {
             State::TerminationPendingImmediate(state) => state.0.waiting.clone(),
             _ => Vec::new(),
         };
+        let promotion = &self.machine.compute().promotion;
+        remembered.extend(&promotion.waiting);
         remembered.sort();
         assert_eq!(remembered, owed, "requests were lost after {event:?} in {state:?}");
         if let Some(server) = state.server() {
             self.assert_alive(server.postmaster, "serving");
         }
         match state {
-            State::Running(_) => assert_eq!(self.machine.fault(), None, "running with a fault"),
+            State::Running(_) => {
+                assert_eq!(self.machine.fault(), None, "running with a fault");
+                assert!(match promotion.stage {
+                    Stage::Promoting { epoch, .. } => self.goes_on(epoch, Work::Promote),
+                    Stage::Applying { epoch } => self.goes_on(epoch, Work::Apply),
+                    Stage::Idle | Stage::Done => true,
+                    Stage::Queued { .. } | Stage::Unapplied => false,
+                });
+            }
             State::RefreshConfigurationPending(state) => {
                 let waits = match state.waiting {
                     Waiting::Fetch(epoch) => self.goes_on(epoch, Work::Fetch),
@@ -503,7 +527,10 @@ impl World {
 fn is_request(event: &Event) -> bool {
     matches!(
         event,
-        Event::ConfigureRequested { .. } | Event::TerminateRequested { .. } | Event::RefreshRequested { .. }
+        Event::ConfigureRequested { .. }
+            | Event::TerminateRequested { .. }
+            | Event::PromoteRequested { .. }
+            | Event::RefreshRequested { .. }
     )
 }
 
@@ -532,6 +559,7 @@ fn failure(epoch: Epoch, work: Work, class: FailureClass) -> Event {
         Work::Resolve => Event::SpecRejected { epoch, class },
         Work::Prepare => Event::StorageFailed { epoch, class },
         Work::Apply => Event::ApplyFailed { epoch, class },
+        Work::Promote => Event::PromoteFailed { epoch, class },
         Work::Fetch => Event::FetchFailed { epoch, class },
         Work::Sweep => Event::Swept { epoch },
         Work::Sync => Event::FinalSyncFailed { epoch, class },
@@ -542,6 +570,8 @@ fn failure(epoch: Epoch, work: Work, class: FailureClass) -> Event {
 fn foreign(variant: u8, epoch: Epoch) -> Event {
     let spec = SpecOutline { revision: Revision(0), final_sync: true };
     match variant & 0x0f {
+        0 if variant & 0x10 != 0 => Event::Promoted { epoch },
+        1 if variant & 0x10 != 0 => Event::PromoteFailed { epoch, class: FailureClass::Transient },
         0 => Event::WarmUpEnded { epoch },
         1 => Event::SpecResolved { epoch },
         2 => Event::SpecRejected { epoch, class: FailureClass::Permanent },

@@ -65,6 +65,9 @@ impl<W: World> Effects<W> {
             Effect::ApplySpec { epoch, spec, postmaster, first } => {
                 self.work(kind, epoch, Work::ApplySpec { spec, postmaster, first });
             }
+            Effect::Promote { epoch, spec, postmaster, lsn } => {
+                self.work(kind, epoch, Work::Promote { spec, postmaster, lsn });
+            }
             Effect::FetchSpec { epoch, applied } => self.work(kind, epoch, Work::FetchSpec { applied }),
             Effect::Sweep { epoch } => self.work(kind, epoch, Work::Sweep),
             Effect::FinalSync { epoch, spec } => self.work(kind, epoch, Work::FinalSync { spec }),
@@ -232,7 +235,11 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> WorkError {
 
 fn touches_directory(work: Work) -> bool {
     match work {
-        Work::PrepareStorage { .. } | Work::ApplySpec { .. } | Work::Sweep | Work::FinalSync { .. } => true,
+        Work::PrepareStorage { .. }
+        | Work::ApplySpec { .. }
+        | Work::Promote { .. }
+        | Work::Sweep
+        | Work::FinalSync { .. } => true,
         Work::WarmUp | Work::ResolveSpec { .. } | Work::FetchSpec { .. } => false,
     }
 }
@@ -278,13 +285,16 @@ fn work_end(epoch: Epoch, work: Work, result: Result<Done, WorkError>) -> Input 
         (Work::ResolveSpec { .. }, Ok(_)) => Input::Event(Event::SpecResolved { epoch }),
         (Work::PrepareStorage { .. }, Ok(_)) => Input::Event(Event::StoragePrepared { epoch }),
         (Work::ApplySpec { .. }, Ok(_)) => Input::Event(Event::SpecApplied { epoch }),
+        (Work::Promote { .. }, Ok(Done::Promoted(times))) => {
+            Input::Promoted(Event::Promoted { epoch }, times)
+        }
         (Work::FetchSpec { .. }, Ok(Done::Fetched(fetched))) => {
             Input::Event(Event::SpecFetched { epoch, fetched })
         }
         (Work::FinalSync { .. }, Ok(Done::Synced(lsn))) => Input::Event(Event::FinalSyncDone { epoch, lsn }),
         // A world that answers something else than it was asked has a bug, and the machine must not wait for
         // ever because of it.
-        (Work::FetchSpec { .. } | Work::FinalSync { .. }, Ok(other)) => {
+        (Work::Promote { .. } | Work::FetchSpec { .. } | Work::FinalSync { .. }, Ok(other)) => {
             let text = format!("{work:?} ended in {other:?}; this is a bug");
             failed(epoch, work, WorkError::plain(FailureClass::Panicked, text))
         }
@@ -300,6 +310,7 @@ fn failed(epoch: Epoch, work: Work, error: WorkError) -> Input {
         Work::ResolveSpec { .. } => Event::SpecRejected { epoch, class },
         Work::PrepareStorage { .. } => Event::StorageFailed { epoch, class },
         Work::ApplySpec { .. } => Event::ApplyFailed { epoch, class },
+        Work::Promote { .. } => Event::PromoteFailed { epoch, class },
         Work::FetchSpec { .. } => Event::FetchFailed { epoch, class },
         Work::FinalSync { .. } => Event::FinalSyncFailed { epoch, class },
     };

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use compute_states::{Event, Reply, RequestId, SpecOutline, TerminateMode};
+use compute_states::{Event, Lsn, Reply, RequestId, SpecOutline, TerminateMode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-use super::{Recording, Snapshot};
+use super::{PromotionTimes, Recording, Snapshot};
 use crate::limits;
 use crate::telemetry::Metrics;
 
@@ -27,6 +27,8 @@ pub(super) enum Input {
     Event(Event),
     /// A failed result, with its text.
     Failure(Event, Arc<str>),
+    /// A server that was promoted, and how long that took.
+    Promoted(Event, PromotionTimes),
     /// A request and who waits for its answer.
     Request {
         event: Event,
@@ -49,6 +51,8 @@ pub struct Answer {
     pub reply: Reply,
     /// What was published when it did.
     pub snapshot: Arc<Snapshot>,
+    /// The text of the failure that led to it, if one did.
+    pub failure: Option<Arc<str>>,
 }
 
 /// Why a request got no answer from the machine.
@@ -111,6 +115,17 @@ impl Handle {
     /// [`Rejected::Busy`] if the queue is full, [`Rejected::Gone`] if the loop has ended.
     pub async fn configure(&self, spec: SpecOutline) -> Result<Answer, Rejected> {
         self.request(|request| Event::ConfigureRequested { request, spec }).await
+    }
+
+    /// Asks for a standby to become a primary, and waits until it is, or cannot be. `lsn` is how much of the old
+    /// primary's log it must have replayed before.
+    ///
+    /// The request goes on if the future is dropped.
+    ///
+    /// # Errors
+    /// As [`Handle::configure`].
+    pub async fn promote(&self, spec: SpecOutline, lsn: Lsn) -> Result<Answer, Rejected> {
+        self.request(|request| Event::PromoteRequested { request, spec, lsn }).await
     }
 
     /// Asks for a refresh. The answer comes at once, the refresh later.

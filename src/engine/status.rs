@@ -1,9 +1,12 @@
 //! What is published: one snapshot after each change, read without entering the queue.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use compute_states::{ComputeStatus, Epoch, Event, Fault, Machine, Revision, State};
 use jiff::Timestamp;
+
+use super::PromotionTimes;
 
 /// What a client may see of the compute.
 #[derive(Clone, Debug)]
@@ -22,6 +25,17 @@ pub struct Snapshot {
     pub start_time: Timestamp,
     /// When something other than the supervisor was last seen at work.
     pub last_active: Option<Timestamp>,
+    /// How long the promotion of this compute took, once it is done.
+    pub promotion: Option<Promoted>,
+}
+
+/// How long the parts of a promotion took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    /// As the work has measured them.
+    pub times: PromotionTimes,
+    /// From then until the server was what its spec says.
+    pub reconfigure: Duration,
 }
 
 impl Snapshot {
@@ -34,6 +48,7 @@ impl Snapshot {
             server: None,
             start_time: Timestamp::now(),
             last_active: None,
+            promotion: None,
         }
     }
 

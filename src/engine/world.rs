@@ -1,6 +1,7 @@
 //! What the outside can do.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use compute_states::{Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Revision, StopMode};
 use tokio::sync::mpsc;
@@ -63,6 +64,15 @@ pub enum Work {
         /// Whether this postmaster has just been started.
         first: bool,
     },
+    /// Make a primary of the standby that serves.
+    Promote {
+        /// What the node is to be.
+        spec: Revision,
+        /// Which postmaster.
+        postmaster: Epoch,
+        /// How much of the log it must have replayed before.
+        lsn: Lsn,
+    },
     /// Ask for the present spec.
     FetchSpec {
         /// What was applied last.
@@ -84,8 +94,19 @@ pub enum Done {
     Done,
     /// A fetch found this.
     Fetched(FetchedSpec),
+    /// The server is a primary, and this is how long that took.
+    Promoted(PromotionTimes),
     /// A final sync came to this end of the log.
     Synced(Lsn),
+}
+
+/// How long the first two parts of a promotion took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromotionTimes {
+    /// Until the log of the old primary was replayed.
+    pub lsn_wait: Duration,
+    /// From then until the server was a primary.
+    pub pg_promote: Duration,
 }
 
 /// How a piece of work ended badly.
@@ -117,6 +138,20 @@ impl WorkError {
             }
         }
         WorkError { class, text: text.into() }
+    }
+
+    /// The text on one line, as the original tells it where it does not tell it in lines: the error and its causes,
+    /// joined by colons.
+    pub fn on_one_line(text: &str) -> String {
+        let Some((error, causes)) = text.split_once("\n\nCaused by:\n") else { return text.to_owned() };
+        let causes = causes.lines().map(|line| {
+            let line = line.trim_start();
+            match line.split_once(": ") {
+                Some((number, cause)) if number.bytes().all(|byte| byte.is_ascii_digit()) => cause,
+                _ => line,
+            }
+        });
+        std::iter::once(error).chain(causes).collect::<Vec<_>>().join(": ")
     }
 
     /// Without causes.
@@ -191,5 +226,8 @@ mod tests {
         assert_eq!(&*one.text, "inner\n\nCaused by:\n    disk");
         let two = WorkError::new(FailureClass::Permanent, &Outer(Inner(io)));
         assert_eq!(&*two.text, "outer\n\nCaused by:\n    0: inner\n    1: disk");
+        assert_eq!(WorkError::on_one_line(&one.text), "inner: disk");
+        assert_eq!(WorkError::on_one_line(&two.text), "outer: inner: disk");
+        assert_eq!(WorkError::on_one_line("alone"), "alone");
     }
 }

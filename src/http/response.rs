@@ -1,6 +1,7 @@
 //! The one place that knows status codes and bodies; those of requests to Postgres are in [`postgres`].
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use compute_states::{ComputeStatus, Lsn, Refusal, Reply as Reaction, TerminationResult};
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use warp::reply::{Reply, Response};
 
 use super::auth::Denied;
 use super::{Identity, SpecIntake};
-use crate::engine::{Rejected, Snapshot, queue::Answer};
+use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
 use crate::limits;
 use crate::storage::{Phase, Progress};
 
@@ -27,13 +28,29 @@ pub(super) struct Problem {
     text: String,
     /// What the log gets instead, where the text may quote what the client sent.
     logged: Option<String>,
+    /// The text as the framework of the original writes it, where some routes send that.
+    original: Option<String>,
     plain: bool,
     retry: bool,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Problem { status, text: text.into(), logged: None, plain: false, retry: false }
+        Problem { status, text: text.into(), logged: None, original: None, plain: false, retry: false }
+    }
+
+    /// A fault of the body: in lower case, what it quotes included (http-api, section 2).
+    fn of_body(status: StatusCode, original: String) -> Self {
+        let text = original.to_lowercase();
+        Problem { original: Some(original), ..Problem::new(status, text) }
+    }
+
+    /// The other family: bare text, as the framework writes it.
+    pub(super) fn plainly(self) -> Self {
+        match self.original {
+            Some(text) => Problem { text, original: None, plain: true, ..self },
+            None => self,
+        }
     }
 
     /// 400: the spec is not one this node could serve.
@@ -60,29 +77,28 @@ impl Problem {
 
     /// 415: the body does not say that it is JSON.
     pub(super) fn not_json() -> Self {
-        let text = "expected request with `content-type: application/json`";
-        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
+        let text = "Expected request with `Content-Type: application/json`";
+        Problem::of_body(StatusCode::UNSUPPORTED_MEDIA_TYPE, text.to_owned())
     }
 
     /// 413: more than the limit.
     pub(super) fn body_too_long() -> Self {
-        let text = "failed to buffer the request body: length limit exceeded";
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+        let text = "Failed to buffer the request body: length limit exceeded";
+        Problem::of_body(StatusCode::PAYLOAD_TOO_LARGE, text.to_owned())
     }
 
     /// 408: the body did not arrive in time.
     pub(super) fn body_too_slow() -> Self {
-        Problem::new(StatusCode::REQUEST_TIMEOUT, "failed to buffer the request body: it took too long")
+        let text = "Failed to buffer the request body: it took too long";
+        Problem::of_body(StatusCode::REQUEST_TIMEOUT, text.to_owned())
     }
 
     /// 400: the body broke off.
     pub(super) fn body_broken(fault: &impl Display) -> Self {
-        let text = format!("failed to buffer the request body: {fault}").to_lowercase();
-        Problem::new(StatusCode::BAD_REQUEST, text)
+        Problem::of_body(StatusCode::BAD_REQUEST, format!("Failed to buffer the request body: {fault}"))
     }
 
-    /// 400 or 422: the body is not JSON, or JSON of another shape. The whole text is in lower case, what it
-    /// quotes included (http-api, section 2).
+    /// 400 or 422: the body is not JSON, or JSON of another shape.
     pub(super) fn bad_body(fault: &serde_path_to_error::Error<serde_json::Error>) -> Self {
         let (status, what) = match fault.inner().classify() {
             serde_json::error::Category::Data => {
@@ -91,8 +107,7 @@ impl Problem {
             _ => (StatusCode::BAD_REQUEST, "Failed to parse the request body as JSON"),
         };
         let logged = format!("{what}: {}: {}", fault.path(), crate::secret::without_values(fault.inner()));
-        let text = format!("{what}: {fault}").to_lowercase();
-        Problem { logged: Some(logged), ..Problem::new(status, text) }
+        Problem { logged: Some(logged), ..Problem::of_body(status, format!("{what}: {fault}")) }
     }
 
     /// 503: worth another try in a moment.
@@ -153,6 +168,14 @@ struct Failure<'a> {
     error: &'a str,
 }
 
+/// The outcome of a promotion.
+#[derive(Serialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+enum Promotion {
+    Completed { lsn_wait_time_ms: u64, pg_promote_time_ms: u64, reconfigure_time_ms: u64 },
+    Failed { error: String },
+}
+
 #[derive(Serialize)]
 struct Terminated {
     lsn: Option<String>,
@@ -202,7 +225,7 @@ pub(super) struct View<'a> {
 
 /// What the machine answered, or why it did not.
 pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Result<Response, Problem> {
-    let Answer { reply, snapshot } = answer?;
+    let Answer { reply, snapshot, failure } = answer?;
     let error = || snapshot.error.as_deref().unwrap_or("unknown error");
     let internal = |text| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, text));
     match reply {
@@ -211,6 +234,17 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
         Reaction::ConfigureSuperseded => {
             let text = "the compute went down before the spec was applied";
             internal(format!("compute configuration failed: {text:?}"))
+        }
+        Reaction::Promoted => match snapshot.promotion {
+            Some(promoted) => Ok(promotion_completed(promoted)),
+            None => Err(Problem::bug()),
+        },
+        Reaction::PromoteFailed => {
+            Ok(promotion_failed(&WorkError::on_one_line(failure.as_deref().unwrap_or(error()))))
+        }
+        Reaction::PromoteSuperseded => Ok(promotion_failed("the compute went down before it was promoted")),
+        Reaction::Refused { refusal: Refusal::CannotPromote, status } => {
+            Ok(promotion_failed(&format!("invalid compute status: {status}")))
         }
         Reaction::RefreshAccepted => Ok(StatusCode::OK.into_response()),
         Reaction::Terminated(TerminationResult::Stopped(lsn)) => Ok(terminated(StatusCode::OK, lsn)),
@@ -227,9 +261,14 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("Cannot refresh compute configuration in state {status:?}"),
             ),
+            // In status running nothing else is in the way of a spec, and this is soon over.
+            Refusal::Promoting => {
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string());
+                Problem { retry: true, ..problem }
+            }
             Refusal::TooManyWaiters => Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()),
             // Nothing a client could do helps; for a refresh any code but 200 keeps Postgres's clock going.
-            Refusal::PostmasterUnconfirmed | Refusal::NothingToReload => {
+            Refusal::PostmasterUnconfirmed | Refusal::NothingToReload | Refusal::CannotPromote => {
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string())
             }
         }),
@@ -284,6 +323,22 @@ pub(super) fn not_routed(rejection: &Rejection) -> Response {
 /// 400: the request id cannot be sent back.
 pub(super) fn unreadable_request_id() -> Response {
     Problem::new(StatusCode::BAD_REQUEST, "x-request-id should be visible ASCII").into_response()
+}
+
+fn promotion_completed(promoted: Promoted) -> Response {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let body = Promotion::Completed {
+        lsn_wait_time_ms: ms(promoted.times.lsn_wait),
+        pg_promote_time_ms: ms(promoted.times.pg_promote),
+        reconfigure_time_ms: ms(promoted.reconfigure),
+    };
+    json(StatusCode::OK, &body)
+}
+
+fn promotion_failed(error: &str) -> Response {
+    let code = StatusCode::INTERNAL_SERVER_ERROR;
+    tracing::error!(code = code.as_u16(), "the promotion failed: {error}");
+    json(code, &Promotion::Failed { error: error.to_owned() })
 }
 
 fn terminated(status: StatusCode, lsn: Option<Lsn>) -> Response {
@@ -371,10 +426,12 @@ mod tests {
             spec: None,
             start_time: Timestamp::UNIX_EPOCH,
             last_active: None,
+            promotion: None,
         };
         let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
         let view = View { specs: &NoSpecs, progress: &Progress::default() };
-        let problem = answered(Ok(Answer { reply, snapshot: snapshot.into() }), view).expect_err("refused");
+        let problem = answered(Ok(Answer { reply, snapshot: snapshot.into(), failure: None }), view)
+            .expect_err("refused");
         assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(problem.text, "the end of the last postmaster is not confirmed");
     }

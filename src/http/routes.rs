@@ -23,7 +23,7 @@ use super::body::{Received, Room};
 use super::query::{self, query};
 use super::response::{self, Problem, View, WrongMethod};
 use crate::limits;
-use crate::spec::document::ConfigurationRequest;
+use crate::spec::document::{ConfigurationRequest, PromotionRequest};
 
 mod postgres;
 
@@ -71,6 +71,7 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
         guarded("/status", READ, &shared).map(|guarded: Guarded| status(guarded?)).boxed(),
         route("/metrics", READ, &shared).map(metrics).boxed(),
         json("/configure", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, configure),
+        promote(&shared),
         json("/plan", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, postgres::plan),
         guarded("/terminate", WORK, &shared).and(query()).then(terminate).boxed(),
         guarded("/dbs_and_roles", READ, &shared).then(postgres::list).boxed(),
@@ -116,6 +117,34 @@ async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>)
         });
         let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
         let answer = shared.context.engine.configure(accepted.outline).await;
+        drop(accepted.held);
+        response::answered(answer, shared.view())
+    })
+    .await
+}
+
+/// Faults of the body are bare text here, as in the original.
+fn promote(shared: &Arc<Shared>) -> BoxedFilter<(Handled,)> {
+    json_or(
+        "/promote",
+        Access::Token,
+        limits::HTTP_CONFIGURE_BYTES,
+        shared,
+        Problem::plainly,
+        begin_promotion,
+    )
+}
+
+async fn begin_promotion(shared: Arc<Shared>, request: Received<PromotionRequest>) -> Handled {
+    detached(async move {
+        let specs = shared.context.specs.clone();
+        let accepted = tokio::task::spawn_blocking(move || {
+            let Received { value, room: _room } = request;
+            let accepted = specs.accept(value.spec).map_err(Problem::bad_spec)?;
+            Ok((accepted, value.wal_flush_lsn))
+        });
+        let (accepted, lsn) = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
+        let answer = shared.context.engine.promote(accepted.outline, lsn).await;
         drop(accepted.held);
         response::answered(answer, shared.view())
     })
@@ -204,6 +233,23 @@ where
     W: Fn(Arc<Shared>, Received<T>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Handled> + Send + 'static,
 {
+    json_or(path, access, limit, shared, |problem| problem, work)
+}
+
+/// As [`json`], with another form of what is wrong with the body.
+fn json_or<T, W, F>(
+    path: &'static str,
+    access: Access,
+    limit: usize,
+    shared: &Arc<Shared>,
+    form: fn(Problem) -> Problem,
+    work: W,
+) -> BoxedFilter<(Handled,)>
+where
+    T: DeserializeOwned + Send + 'static,
+    W: Fn(Arc<Shared>, Received<T>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Handled> + Send + 'static,
+{
     route(path, WORK, shared)
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
@@ -211,7 +257,7 @@ where
             let work = work.clone();
             async move {
                 access.check(&shared, &headers)?;
-                let received = shared.bodies.receive(&headers, body, limit).await?;
+                let received = shared.bodies.receive(&headers, body, limit).await.map_err(form)?;
                 work(shared, received).await
             }
         })

@@ -1,5 +1,6 @@
 //! The real outside: storage, Postgres, catalog, control plane.
 
+mod promote;
 mod work;
 
 pub(super) use work::servable;
@@ -122,18 +123,22 @@ impl World for RealWorld {
         let parts = self.parts.clone();
         let postmaster = self.postmaster.clone();
         async move {
+            let reload: Reload = {
+                let postmaster = postmaster.clone();
+                Arc::new(move || {
+                    let process = lock(&postmaster).process.clone();
+                    process.is_some_and(|process| process.reload())
+                })
+            };
             match work {
                 Work::WarmUp => parts.warm_up(&token).await,
                 Work::ResolveSpec { spec } => parts.check(spec),
                 Work::PrepareStorage { spec, restart } => parts.prepare(spec, restart, &token).await,
                 Work::ApplySpec { spec, first, .. } => {
-                    let reload: Reload = Arc::new(move || {
-                        let process = lock(&postmaster).process.clone();
-                        process.is_some_and(|process| process.reload())
-                    });
                     // Boxed, because it is large, and is moved through many hands: that has overflowed a stack.
                     Box::pin(parts.apply(spec, first, &reload, &token)).await
                 }
+                Work::Promote { spec, lsn, .. } => Box::pin(parts.promote(spec, lsn, &reload, &token)).await,
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
                     let process = lock(&postmaster).process.clone();

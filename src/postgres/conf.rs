@@ -9,8 +9,8 @@ mod parse;
 mod render;
 
 pub use file::{
-    OVERRIDE_FILE, WriteError, append_line, clear_override, enable_subscribers, holds, lift_size_limit, read,
-    restore, write, write_atomic,
+    OVERRIDE_FILE, WriteError, append_line, clear_override, enable_subscribers, holds, lift_size_limit,
+    overridden, override_again, override_with, read, restore, write, write_atomic,
 };
 pub use parse::{Entry, Fault, SyntaxError, parse};
 pub(crate) use parse::{is_name, is_value_token};

@@ -36,6 +36,21 @@ pub struct ConfigurationRequest {
     pub compute_ctl_config: ComputeCtlConfig,
 }
 
+/// The body of `POST /promote`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PromotionRequest {
+    /// What the node is to be.
+    pub spec: ComputeSpec,
+    /// The end of the log of the primary it replaces, as terminating that one has told.
+    #[serde(deserialize_with = "lsn")]
+    pub wal_flush_lsn: compute_states::Lsn,
+}
+
+fn lsn<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<compute_states::Lsn, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
+}
+
 /// The control plane's answer to a request for this compute's spec.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ControlPlaneConfigResponse {

@@ -57,6 +57,11 @@ pub(super) fn judge_existing(pgdata: &Path, role: Role) -> Result<(), StorageErr
     Ok(())
 }
 
+/// Whether a server that runs on this directory is a standby: one that is promoted removes its signal file.
+pub fn stands_by(pgdata: &Path) -> bool {
+    pgdata.join(STANDBY).exists()
+}
+
 fn is_standby(pgdata: &Path) -> Result<bool, StorageError> {
     let signal = pgdata.join(STANDBY);
     signal.try_exists().map_err(StorageError::io("look at", signal))

@@ -41,6 +41,7 @@ pub struct Metrics {
     settings_reloads: IntCounterVec,
     pending_restart: IntGauge,
     storage_retries: IntCounter,
+    promotions: IntCounterVec,
     prepared_bytes: IntGaugeVec,
     leases: IntCounterVec,
     lease_end: IntGaugeVec,
@@ -133,6 +134,13 @@ impl Metrics {
                 "Preparations of the data directory that failed and were tried again",
             ),
         );
+        let promotions = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("compute_ctl_promotions_total", "Promotions of this compute, by outcome"),
+                &["outcome"],
+            ),
+        );
         let prepared_bytes = register(
             &registry,
             IntGaugeVec::new(
@@ -181,6 +189,7 @@ impl Metrics {
             settings_reloads,
             pending_restart,
             storage_retries,
+            promotions,
             prepared_bytes,
             leases,
             lease_end,
@@ -244,6 +253,12 @@ impl Metrics {
     /// Counts a failed preparation of the data directory that is tried again.
     pub fn storage_retried(&self) {
         self.storage_retries.inc();
+    }
+
+    /// Counts a promotion: `completed`, `failed`, or `unapplied` where the server is a primary and its spec could
+    /// not be applied.
+    pub fn promotion(&self, outcome: &str) {
+        self.promotions.with_label_values(&[outcome]).inc();
     }
 
     /// Notes how far the preparation of the data directory is.

@@ -29,6 +29,8 @@ pub enum Slice {
     Reconfiguration,
     /// `/refresh_configuration`.
     Refresh,
+    /// `/promote`, which goes on beside the status.
+    Promotion,
     /// Ways to `Terminated`.
     Termination,
     /// Ways to and from `Failed`, but for terminations.
@@ -37,11 +39,12 @@ pub enum Slice {
 
 impl Slice {
     /// All of them.
-    pub const ALL: [Slice; 6] = [
+    pub const ALL: [Slice; 7] = [
         Slice::Overview,
         Slice::Startup,
         Slice::Reconfiguration,
         Slice::Refresh,
+        Slice::Promotion,
         Slice::Termination,
         Slice::Failure,
     ];
@@ -53,6 +56,7 @@ impl Slice {
             Slice::Startup => "startup",
             Slice::Reconfiguration => "reconfiguration",
             Slice::Refresh => "refresh",
+            Slice::Promotion => "promotion",
             Slice::Termination => "termination",
             Slice::Failure => "failure",
         }
@@ -70,7 +74,18 @@ impl Slice {
             cause,
             Cause::ReloadForwarded | Cause::ActivityNoted | Cause::RestartForgiven | Cause::LateExit
         );
-        if from == to && incidental {
+        // Goes on beside the status, and has a slice of its own.
+        let beside = matches!(
+            cause,
+            Cause::PromoteRequested
+                | Cause::PromotionQueued
+                | Cause::PromotionJoined
+                | Cause::PromotionKept
+                | Cause::ServerPromoted
+                | Cause::Promoted
+                | Cause::PromotionFailed
+        );
+        if from == to && (incidental || (beside && self != Slice::Promotion)) {
             return false;
         }
         let ends =
@@ -96,6 +111,7 @@ impl Slice {
                 let touches = (refreshes(from) || refreshes(to)) && !ends(to) && !by_postgres;
                 touches || detached || latched
             }
+            Slice::Promotion => beside && cause != Cause::PromotionKept || cause == Cause::PromotedUnapplied,
             Slice::Termination => ends(to),
             Slice::Failure => (from == Failed || to == Failed) && !ends(to),
         }
@@ -112,7 +128,7 @@ impl Slice {
             Slice::Overview => true,
             Slice::Termination => status == ComputeStatus::Terminated,
             Slice::Failure => status == ComputeStatus::Failed,
-            Slice::Startup | Slice::Reconfiguration | Slice::Refresh => false,
+            Slice::Startup | Slice::Reconfiguration | Slice::Refresh | Slice::Promotion => false,
         }
     }
 }

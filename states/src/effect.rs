@@ -87,6 +87,12 @@ pub enum Reply {
     ConfigureSuperseded,
     /// The refresh will be looked at.
     RefreshAccepted,
+    /// The server is a primary, and what its spec says.
+    Promoted,
+    /// The server could not be promoted, or not brought to what its spec says; the text is beside it.
+    PromoteFailed,
+    /// The compute went down before the server was promoted.
+    PromoteSuperseded,
     /// The compute is down.
     Terminated(TerminationResult),
     /// The compute was down already.
@@ -178,6 +184,17 @@ effects! {
         postmaster: Epoch,
         /// Whether this postmaster has just been started (and has read its settings file already).
         first: bool,
+    },
+    /// Make a primary of the standby that serves. Ends in `Promoted` or `PromoteFailed`.
+    Promote {
+        /// Identity of the work.
+        epoch: Epoch,
+        /// What the node is to be.
+        spec: Revision,
+        /// Which postmaster.
+        postmaster: Epoch,
+        /// How much of the log it must have replayed before.
+        lsn: Lsn,
     },
     /// Ask for the present spec. Ends in `SpecFetched` or `FetchFailed`.
     FetchSpec {

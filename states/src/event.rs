@@ -139,6 +139,15 @@ events! {
         /// How the process ends.
         mode: TerminateMode,
     },
+    /// `POST /promote`: a standby is to become a primary.
+    PromoteRequested {
+        /// Who is owed the answer.
+        request: RequestId,
+        /// What the node is to be.
+        spec: SpecOutline,
+        /// How much of the old primary's log it must have replayed before.
+        lsn: Lsn,
+    },
     /// `POST /refresh_configuration`, normally from Postgres itself.
     RefreshRequested {
         /// Who is owed the answer.
@@ -189,6 +198,18 @@ events! {
     /// Settings or catalog could not be brought to what the spec says.
     ApplyFailed {
         /// Which application.
+        epoch: Epoch,
+        /// Why.
+        class: FailureClass,
+    },
+    /// The server has become a primary.
+    Promoted {
+        /// Which promotion.
+        epoch: Epoch,
+    },
+    /// The server could not be made a primary. It serves on as what it was.
+    PromoteFailed {
+        /// Which promotion.
         epoch: Epoch,
         /// Why.
         class: FailureClass,
@@ -278,6 +299,8 @@ impl Event {
             | Event::StorageFailed { epoch, .. }
             | Event::SpecApplied { epoch }
             | Event::ApplyFailed { epoch, .. }
+            | Event::Promoted { epoch }
+            | Event::PromoteFailed { epoch, .. }
             | Event::SpecFetched { epoch, .. }
             | Event::FetchFailed { epoch, .. }
             | Event::Swept { epoch }
@@ -286,6 +309,7 @@ impl Event {
             Event::Booted { .. }
             | Event::ConfigureRequested { .. }
             | Event::TerminateRequested { .. }
+            | Event::PromoteRequested { .. }
             | Event::RefreshRequested { .. }
             | Event::RefreshHinted
             | Event::StopSignalled

@@ -12,6 +12,7 @@ use crate::event::{Event, EventKind, Exit, FailureClass, FetchedSpec, SpecOutlin
 use crate::ids::{Epoch, Lsn, RequestId, Revision};
 use crate::machine::Machine;
 use crate::policy::{Policy, RestartPolicy};
+use crate::promotion::Stage;
 use crate::state::{Failed, Fault, FaultKind, Identities, IdentityVisitor, Remains, Shutdown, State};
 use crate::status::ComputeStatus;
 use crate::verdict::{Cause, Step, Verdict};
@@ -204,6 +205,7 @@ pub fn gives(effect: &Effect) -> Option<Epoch> {
         | Effect::PrepareStorage { epoch, .. }
         | Effect::ApplySpec { epoch, .. }
         | Effect::FetchSpec { epoch, .. }
+        | Effect::Promote { epoch, .. }
         | Effect::Sweep { epoch }
         | Effect::FinalSync { epoch, .. }
         | Effect::ArmTimer { epoch, .. } => Some(epoch),
@@ -236,6 +238,7 @@ pub fn source(kind: EventKind) -> Option<EffectKind> {
         EventKind::SpecResolved | EventKind::SpecRejected => Some(EffectKind::ResolveSpec),
         EventKind::StoragePrepared | EventKind::StorageFailed => Some(EffectKind::PrepareStorage),
         EventKind::SpecApplied | EventKind::ApplyFailed => Some(EffectKind::ApplySpec),
+        EventKind::Promoted | EventKind::PromoteFailed => Some(EffectKind::Promote),
         EventKind::SpecFetched | EventKind::FetchFailed => Some(EffectKind::FetchSpec),
         EventKind::Swept => Some(EffectKind::Sweep),
         EventKind::FinalSyncDone | EventKind::FinalSyncFailed => Some(EffectKind::FinalSync),
@@ -248,6 +251,7 @@ pub fn source(kind: EventKind) -> Option<EffectKind> {
         EventKind::Booted
         | EventKind::ConfigureRequested
         | EventKind::TerminateRequested
+        | EventKind::PromoteRequested
         | EventKind::RefreshRequested
         | EventKind::RefreshHinted
         | EventKind::StopSignalled
@@ -285,6 +289,9 @@ fn done(effect: &Effect) -> Done {
             Reply::ConfigureFailed => "ConfigureFailed",
             Reply::ConfigureSuperseded => "ConfigureSuperseded",
             Reply::RefreshAccepted => "RefreshAccepted",
+            Reply::Promoted => "Promoted",
+            Reply::PromoteFailed => "PromoteFailed",
+            Reply::PromoteSuperseded => "PromoteSuperseded",
             Reply::Terminated(_) => "Terminated",
             Reply::AlreadyTerminated(_) => "AlreadyTerminated",
             Reply::Refused { .. } => "Refused",
@@ -300,6 +307,7 @@ fn done(effect: &Effect) -> Done {
         | Effect::StartPostmaster { .. }
         | Effect::ApplySpec { .. }
         | Effect::FetchSpec { .. }
+        | Effect::Promote { .. }
         | Effect::ReloadPostmaster { .. }
         | Effect::Sweep { .. }
         | Effect::FinalSync { .. }
@@ -318,12 +326,16 @@ fn done(effect: &Effect) -> Done {
 /// | epochs, revisions, requests | numbered from 1 in the order they are held; `last_epoch` follows | compared for equality only, and epochs that nobody holds any more all read as "none of mine" |
 /// | [`Fault`] | there or not | reported, never asked for its content |
 /// | attempts of a refresh | 0 or 1 | sets the length of a pause and nothing else |
+/// | how much of the log a promotion waits for | none | handed on and not looked at |
 /// | stop signals | at most 2 | the machine asks whether it is the first |
 /// | an exit status kept as the reason to end | one representative | read when the process ends; clean or not was asked before |
 pub fn shape(machine: &Machine) -> Machine {
     let mut shape = machine.clone();
     let (state, compute) = shape.parts_mut();
     cut(state);
+    if let Stage::Queued { lsn, .. } = &mut compute.promotion.stage {
+        *lsn = Lsn(0);
+    }
     compute.fault = None;
     let mut naming = Naming::default();
     state.visit(&mut naming);
@@ -443,6 +455,10 @@ fn samples_of(kind: EventKind, epochs: &[Epoch]) -> Vec<Event> {
         EventKind::TerminateRequested => [TerminateMode::Fast, TerminateMode::Immediate]
             .map(|mode| Event::TerminateRequested { request, mode })
             .into(),
+        EventKind::PromoteRequested => {
+            let lsn = Lsn(0x16B_3748);
+            specs.map(|spec| Event::PromoteRequested { request, spec, lsn }).into()
+        }
         EventKind::RefreshRequested => [Event::RefreshRequested { request }].into(),
         EventKind::RefreshHinted => [Event::RefreshHinted].into(),
         EventKind::StopSignalled => [Event::StopSignalled].into(),
@@ -454,6 +470,8 @@ fn samples_of(kind: EventKind, epochs: &[Epoch]) -> Vec<Event> {
         EventKind::StorageFailed => failing(|epoch, class| Event::StorageFailed { epoch, class }),
         EventKind::SpecApplied => each(|epoch| Event::SpecApplied { epoch }),
         EventKind::ApplyFailed => failing(|epoch, class| Event::ApplyFailed { epoch, class }),
+        EventKind::Promoted => each(|epoch| Event::Promoted { epoch }),
+        EventKind::PromoteFailed => failing(|epoch, class| Event::PromoteFailed { epoch, class }),
         EventKind::SpecFetched => {
             let found = specs.iter().flat_map(|spec| {
                 [false, true].map(|same_pageservers| FetchedSpec::Spec { spec: *spec, same_pageservers })

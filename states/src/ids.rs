@@ -1,6 +1,7 @@
 //! Numbers by which the machine and the world recognise each other's things.
 
 use core::fmt;
+use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,32 @@ impl fmt::Display for Lsn {
     }
 }
 
+/// A text that is no position in the write-ahead log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidLsn;
+
+impl fmt::Display for InvalidLsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("should be two hexadecimal numbers of up to 8 digits with a slash between them, such as 0/16B3748")
+    }
+}
+
+impl core::error::Error for InvalidLsn {}
+
+impl FromStr for Lsn {
+    type Err = InvalidLsn;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLsn> {
+        let half = |text: &str| {
+            // A sign is no digit, though the standard library takes one.
+            let digits = (1..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            digits.then(|| u64::from_str_radix(text, 16).ok()).flatten().ok_or(InvalidLsn)
+        };
+        let (high, low) = text.split_once('/').ok_or(InvalidLsn)?;
+        Ok(Lsn(half(high)? << 32 | half(low)?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use alloc::string::ToString;
@@ -43,5 +70,16 @@ mod tests {
         assert_eq!(Lsn(0).to_string(), "0/0");
         assert_eq!(Lsn(0x0000_0000_028F_10D8).to_string(), "0/28F10D8");
         assert_eq!(Lsn(0xA_0000_000F).to_string(), "A/F");
+    }
+
+    #[test]
+    fn an_lsn_is_read_as_postgres_reads_it() {
+        for lsn in [0, 0x028F_10D8, 0xA_0000_000F, u64::MAX] {
+            assert_eq!(Lsn(lsn).to_string().parse(), Ok(Lsn(lsn)));
+        }
+        assert_eq!("a/00f".parse(), Ok(Lsn(0xA_0000_000F)));
+        for wrong in ["", "/", "0", "0/", "/0", "+1/0", "0/123456789", "0/0/0", " 0/0", "0/g"] {
+            assert_eq!(wrong.parse::<Lsn>(), Err(InvalidLsn), "{wrong}");
+        }
     }
 }

@@ -12,6 +12,7 @@
 //! | [`verdict`] | what became of an event, and why |
 //! | [`machine`] | the face, and the wiring to `statig` |
 //! | [`state`] | one file per state, and the superstates whose handlers they share |
+//! | [`promotion`] | a region beside the states: a standby becomes a primary |
 //! | [`explore`] | walks the machine over every reachable shape and every sample event |
 //! | [`diagram`] | renders that walk: Mermaid, DOT, JSON, table |
 #![no_std]
@@ -26,6 +27,7 @@ pub mod explore;
 pub mod ids;
 pub mod machine;
 pub mod policy;
+pub mod promotion;
 pub mod state;
 pub mod status;
 pub mod verdict;
@@ -35,6 +37,7 @@ pub use event::{Event, EventKind, Exit, FailureClass, FetchedSpec, SpecOutline, 
 pub use ids::{Epoch, Lsn, RequestId, Revision};
 pub use machine::Machine;
 pub use policy::{Policy, RestartPolicy};
+pub use promotion::Promotion;
 pub use state::{Fault, FaultKind, State};
 pub use status::ComputeStatus;
 pub use verdict::{Cause, Refusal, Step, Verdict};

@@ -13,6 +13,7 @@ use statig::blocking::{self, IntoStateMachine, StateExt};
 use crate::effect::Reply;
 use crate::event::Event;
 use crate::policy::Policy;
+use crate::promotion;
 use crate::state::superstate::Superstate;
 use crate::state::{Compute, Empty, Fault, State};
 use crate::status::ComputeStatus;
@@ -44,12 +45,16 @@ impl Machine {
     /// As [`Machine::handle`], into a step that is used again and again.
     pub fn handle_into(&mut self, event: &Event, step: &mut Step) {
         step.clear();
-        let outcome = StateExt::handle(&mut self.state, &mut self.compute, event, step);
+        let outcome = match promotion::before(&mut self.state, &mut self.compute, event, step) {
+            Outcome::Super => StateExt::handle(&mut self.state, &mut self.compute, event, step),
+            outcome => outcome,
+        };
         if let Outcome::Transition(mut target) = outcome {
             let (exits, enters) = self.state.transition_path(&mut target);
             self.state.exit(&mut self.compute, step, exits);
             target.enter(&mut self.compute, step, enters);
             self.state = target;
+            promotion::after(&mut self.state, &mut self.compute, step);
         }
     }
 
@@ -78,8 +83,8 @@ impl Machine {
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
         self.state.hash(&mut hasher);
-        let Compute { policy: _, last_epoch, postmaster, restarts, served, fault } = &self.compute;
-        (last_epoch, postmaster, restarts, served, fault).hash(&mut hasher);
+        let Compute { policy: _, last_epoch, postmaster, restarts, served, fault, promotion } = &self.compute;
+        (last_epoch, postmaster, restarts, served, fault, promotion).hash(&mut hasher);
         hasher.finish()
     }
 

@@ -16,8 +16,8 @@
 //! └─ Terminated
 //! ```
 //!
-//! Promotion, prewarm, offload and certificate renewal are regions to come: each a small machine held in
-//! [`Compute`], fed the same events before the state is, and reset when `Attached` is left.
+//! [Promotion](crate::promotion) is a region: a small machine held in [`Compute`], fed the same events before the
+//! state is. Prewarm, offload and certificate renewal are regions to come.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -28,6 +28,7 @@ use crate::effect::{Effect, ExitReason, StopMode, Timer};
 use crate::event::{Exit, FailureClass, SpecOutline};
 use crate::ids::{Epoch, RequestId, Revision};
 use crate::policy::Policy;
+use crate::promotion::Promotion;
 use crate::status::ComputeStatus;
 use crate::verdict::Step;
 
@@ -130,13 +131,13 @@ impl State {
     }
 
     /// What has to be settled before the compute can be anything else.
-    pub(crate) fn holdings(&self) -> Holdings {
+    pub(crate) fn holdings(&self, compute: &Compute) -> Holdings {
         match self {
             State::Empty(state) => state.holdings(),
             State::ConfigurationPending(state) => state.holdings(),
             State::Init(state) => state.holdings(),
             State::Configuration(state) => state.holdings(),
-            State::Running(state) => state.holdings(),
+            State::Running(state) => state.holdings(compute.promotion.work()),
             State::RefreshConfigurationPending(state) => state.holdings(),
             State::RefreshConfiguration(state) => state.holdings(),
             State::Failed(state) => state.holdings(),
@@ -244,6 +245,8 @@ pub struct Compute {
     pub served: bool,
     /// What went wrong last, until something went right.
     pub fault: Option<Fault>,
+    /// Where the promotion of this compute is.
+    pub promotion: Promotion,
 }
 
 impl Compute {
@@ -255,6 +258,7 @@ impl Compute {
             restarts: Vec::new(),
             served: false,
             fault: None,
+            promotion: Promotion::default(),
         }
     }
 
@@ -420,6 +424,7 @@ impl Identities for Compute {
         if let Some(fault) = &mut self.fault {
             fault.epoch.visit(visitor);
         }
+        self.promotion.visit(visitor);
     }
 }
 

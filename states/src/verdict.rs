@@ -53,6 +53,14 @@ pub enum Cause {
     BackoffOver,
     Refreshed,
     RefreshApplyFailed,
+    PromoteRequested,
+    PromotionQueued,
+    PromotionJoined,
+    PromotionKept,
+    ServerPromoted,
+    Promoted,
+    PromotionFailed,
+    PromotedUnapplied,
     TerminationRequested,
     TerminationJoined,
     TerminationHastened,
@@ -118,6 +126,14 @@ impl fmt::Display for Cause {
             Cause::BackoffOver => "pause between attempts is over",
             Cause::Refreshed => "compute has been re-configured",
             Cause::RefreshApplyFailed => "fetched spec could not be applied",
+            Cause::PromoteRequested => "received a /promote request",
+            Cause::PromotionQueued => "promotion will follow the present work",
+            Cause::PromotionJoined => "a promotion is under way already",
+            Cause::PromotionKept => "promoted already",
+            Cause::ServerPromoted => "Postgres is a primary",
+            Cause::Promoted => "compute has been promoted",
+            Cause::PromotionFailed => "Postgres could not be promoted",
+            Cause::PromotedUnapplied => "Postgres is a primary, but its spec could not be applied",
             Cause::TerminationRequested => "requested termination",
             Cause::TerminationJoined => "joined the pending termination",
             Cause::TerminationHastened => "requested immediate termination",
@@ -155,6 +171,10 @@ pub enum Refusal {
     /// Not in this state (`/refresh_configuration`). Postgres relies on hearing it: it starts the clock after
     /// which a query stuck on a moved pageserver is cancelled.
     CannotRefresh,
+    /// There is no Postgres that could be promoted, or something has failed (`/promote`).
+    CannotPromote,
+    /// A promotion is under way (`/configure`). It takes a minute at most, after which a spec is welcome.
+    Promoting,
     /// More clients wait than [`Policy::max_waiters`](crate::Policy::max_waiters).
     TooManyWaiters,
     /// The end of the last postmaster is not confirmed, so nothing may be started or wiped.
@@ -168,6 +188,8 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Refusal::InvalidStatus => "invalid compute status",
             Refusal::CannotRefresh => "cannot refresh in this state",
+            Refusal::CannotPromote => "cannot promote in this state",
+            Refusal::Promoting => "a promotion is under way",
             Refusal::TooManyWaiters => "too many clients wait already",
             Refusal::PostmasterUnconfirmed => "the end of the last postmaster is not confirmed",
             Refusal::NothingToReload => "no Postgres to reload",

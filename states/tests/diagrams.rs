@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use compute_states::diagram::{self, Format, Slice, lists};
 use compute_states::explore::{self, Walk};
-use compute_states::{ComputeStatus, EventKind, Verdict};
+use compute_states::{Cause, ComputeStatus, EventKind, Refusal, Verdict};
 
 static WALK: LazyLock<Walk> = LazyLock::new(explore::walk);
 
@@ -107,6 +107,28 @@ fn every_request_that_does_more_than_in_the_original_is_listed() {
     );
     assert_eq!(listed, acted_upon.difference(&honoured).copied().collect());
     assert_eq!(listed.len(), lists::ACCEPTED.len(), "a cell is listed twice");
+}
+
+#[test]
+fn every_request_that_a_promotion_keeps_waiting_is_listed() {
+    let requests = [EventKind::ConfigureRequested, EventKind::RefreshRequested];
+    let kept_waiting = |verdict: &Verdict| {
+        matches!(verdict, Verdict::Refused(Refusal::Promoting))
+            || matches!(verdict, Verdict::Latched { cause: Cause::RefreshLatched, .. })
+    };
+    // Elsewhere a refresh waits for other work.
+    let walked: BTreeSet<_> = WALK
+        .cells
+        .iter()
+        .filter(|((status, event), outcomes)| {
+            *status == ComputeStatus::Running
+                && requests.contains(event)
+                && outcomes.iter().any(|it| kept_waiting(&it.verdict))
+        })
+        .map(|(cell, _)| *cell)
+        .collect();
+    let listed: BTreeSet<_> = lists::DURING_PROMOTION.iter().map(|cell| (cell.status, cell.event)).collect();
+    assert_eq!(listed, walked);
 }
 
 #[test]

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use compute_states::explore::{self, Next, Node, Observed, Walk};
+use compute_states::promotion::Stage;
 use compute_states::state::{Base, Remains, Waiting};
 use compute_states::{
-    Cause, ComputeStatus, Effect, EffectKind, Epoch, Event, EventKind, Exit, FailureClass, FetchedSpec,
+    Cause, ComputeStatus, Effect, EffectKind, Epoch, Event, EventKind, Exit, FailureClass, FetchedSpec, Lsn,
     Machine, Policy, Refusal, Reply, RequestId, RestartPolicy, Revision, SpecOutline, State, StopMode,
     TerminateMode, Verdict,
 };
@@ -34,20 +35,23 @@ fn ensure(holds: bool, wrong: &str) -> Result<(), String> {
 
 /// The requests a machine owes an answer.
 fn owed(machine: &Machine) -> Vec<RequestId> {
-    match machine.state() {
+    let mut owed = match machine.state() {
         State::ConfigurationPending(state) => state.request.into_iter().collect(),
         State::Init(state) => state.request.into_iter().collect(),
         State::Configuration(state) => state.request.into_iter().collect(),
         State::TerminationPendingFast(state) => state.0.waiting.clone(),
         State::TerminationPendingImmediate(state) => state.0.waiting.clone(),
         _ => Vec::new(),
-    }
+    };
+    owed.extend(&machine.compute().promotion.waiting);
+    owed
 }
 
 fn asked_by(event: &Event) -> Option<RequestId> {
     match *event {
         Event::ConfigureRequested { request, .. }
         | Event::TerminateRequested { request, .. }
+        | Event::PromoteRequested { request, .. }
         | Event::RefreshRequested { request } => Some(request),
         _ => None,
     }
@@ -142,7 +146,7 @@ fn there_are_never_two_postmasters() {
                 Effect::StopPostmaster { postmaster, .. } | Effect::ReloadPostmaster { postmaster } => {
                     ensure(before == Some(postmaster), "a signal to a postmaster that is gone")?;
                 }
-                Effect::ApplySpec { postmaster, .. } => {
+                Effect::ApplySpec { postmaster, .. } | Effect::Promote { postmaster, .. } => {
                     ensure(after == Some(postmaster), "a spec for a postmaster that is gone")?;
                 }
                 _ => {}
@@ -270,6 +274,18 @@ fn exit_comes_last_and_only_from_an_end() {
 fn every_shape_is_sound() {
     for node in &WALK.nodes {
         let machine = &node.machine;
+        let promotion = &machine.compute().promotion;
+        let origin = promotion.work().map(|work| node.origin(work).map(|it| it.kind));
+        let expected = match promotion.stage {
+            Stage::Promoting { .. } => Some(Some(EffectKind::Promote)),
+            Stage::Applying { .. } => Some(Some(EffectKind::ApplySpec)),
+            Stage::Idle | Stage::Queued { .. } | Stage::Unapplied | Stage::Done => None,
+        };
+        assert_eq!(origin, expected, "{machine:#?}");
+        let running = matches!(machine.state(), State::Running(_));
+        assert!(running || promotion.work().is_none(), "promotes beside other work: {machine:#?}");
+        let idle = matches!(promotion.stage, Stage::Idle | Stage::Done);
+        assert!(!idle || promotion.waiting.is_empty(), "waits for nothing: {machine:#?}");
         match machine.state() {
             State::Running(_) => assert_eq!(machine.fault(), None, "{machine:#?}"),
             State::Failed(_) => assert!(machine.fault().is_some(), "{machine:#?}"),
@@ -350,6 +366,11 @@ fn renewed(mut event: Event, number: u64) -> Event {
         }
         Event::TerminateRequested { request, .. } | Event::RefreshRequested { request } => {
             *request = RequestId(number);
+        }
+        Event::PromoteRequested { request, spec, lsn } => {
+            *request = RequestId(number);
+            spec.revision = Revision(number);
+            *lsn = Lsn(number);
         }
         Event::Booted { spec: Some(spec) }
         | Event::SpecFetched { fetched: FetchedSpec::Spec { spec, .. }, .. } => {

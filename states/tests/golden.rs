@@ -78,6 +78,10 @@ fn events() -> Vec<(Event, &'static str)> {
             Event::TerminateRequested { request, mode: TerminateMode::Fast },
             r#"{"terminate_requested":{"request":9,"mode":"fast"}}"#,
         ),
+        (
+            Event::PromoteRequested { request, spec: SPEC, lsn: Lsn(40) },
+            r#"{"promote_requested":{"request":9,"spec":{"revision":1,"final_sync":true},"lsn":40}}"#,
+        ),
         (Event::RefreshRequested { request }, r#"{"refresh_requested":{"request":9}}"#),
         (Event::RefreshHinted, r#""refresh_hinted""#),
         (Event::StopSignalled, r#""stop_signalled""#),
@@ -89,6 +93,8 @@ fn events() -> Vec<(Event, &'static str)> {
         (Event::StorageFailed { epoch, class }, r#"{"storage_failed":{"epoch":7,"class":"timed_out"}}"#),
         (Event::SpecApplied { epoch }, r#"{"spec_applied":{"epoch":7}}"#),
         (Event::ApplyFailed { epoch, class }, r#"{"apply_failed":{"epoch":7,"class":"timed_out"}}"#),
+        (Event::Promoted { epoch }, r#"{"promoted":{"epoch":7}}"#),
+        (Event::PromoteFailed { epoch, class }, r#"{"promote_failed":{"epoch":7,"class":"timed_out"}}"#),
         (
             Event::SpecFetched { epoch, fetched: FetchedSpec::Spec { spec: SPEC, same_pageservers: false } },
             r#"{"spec_fetched":{"epoch":7,"fetched":{"spec":{"spec":{"revision":1,"final_sync":true},"same_pageservers":false}}}}"#,
@@ -209,14 +215,14 @@ fn fingerprints_are_stable() {
 
 #[cfg(target_pointer_width = "64")]
 const GOLDEN: [u64; 10] = [
-    0xf7c1_8d61_8e77_2720,
-    0x0cca_2d79_f2d7_a1e4,
-    0xd84a_283a_e061_f518,
-    0x27e6_dfa5_61f5_a070,
-    0xbb02_7269_f219_4e6a,
-    0x4ff6_30ae_ba7b_3f2d,
-    0xf3f2_94b2_9b1c_b41e,
-    0xba94_9d11_b97d_01f5,
-    0xeb70_1271_9096_6d5a,
-    0xfcaa_bc04_fb06_6081,
+    0xbfe8_b9a5_cd86_e0ee,
+    0x394e_734c_c7a8_d87a,
+    0x8943_34b2_907e_3285,
+    0xc4c4_bdec_9ce5_2242,
+    0x0355_d536_45af_a595,
+    0xc32e_0ed6_9f7b_b287,
+    0x98fd_ab7a_9ed3_4e24,
+    0x3779_b94a_5483_68f5,
+    0x0bd4_3d16_a7be_c4fc,
+    0xc875_1469_0ae5_e46d,
 ];

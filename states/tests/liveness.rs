@@ -237,6 +237,18 @@ fn every_configure_request_is_answered_in_a_world_that_answers() {
     assert_no_trap(&GRAPH, World::Answering, &waits);
 }
 
+/// A refresh that finds no control plane goes on for ever, and a promotion waits behind it. Anywhere else it ends.
+#[test]
+fn every_promotion_is_answered_in_a_world_that_answers() {
+    let refreshes = |status| {
+        matches!(status, ComputeStatus::RefreshConfigurationPending | ComputeStatus::RefreshConfiguration)
+    };
+    let waits = |node: &Node| {
+        !node.machine.compute().promotion.waiting.is_empty() && !refreshes(node.machine.status())
+    };
+    assert_no_trap(&GRAPH, World::Answering, &waits);
+}
+
 #[test]
 fn a_failure_without_a_postgres_does_not_last() {
     use compute_states::state::Remains;

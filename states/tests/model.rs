@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use compute_states::promotion::Stage;
 use compute_states::{
     ComputeStatus, Effect, Epoch, Event, Exit, ExitReason, FailureClass, FetchedSpec, Lsn, Machine, Policy,
     RequestId, RestartPolicy, Revision, SpecOutline, TerminateMode,
@@ -35,6 +36,7 @@ enum Work {
     Resolve,
     Prepare,
     Apply,
+    Promote,
     Fetch,
     Sweep,
     FinalSync,
@@ -67,6 +69,7 @@ impl World {
         match *event {
             Event::ConfigureRequested { request, .. }
             | Event::TerminateRequested { request, .. }
+            | Event::PromoteRequested { request, .. }
             | Event::RefreshRequested { request } => {
                 self.owed.insert(request);
             }
@@ -110,6 +113,15 @@ impl World {
             Effect::ApplySpec { epoch, postmaster, .. } => {
                 self.note("a spec for no postmaster", self.alive == Some(postmaster));
                 self.begin(Work::Apply, epoch);
+            }
+            Effect::Promote { epoch, postmaster, .. } => {
+                self.note("no postmaster is promoted", self.alive == Some(postmaster));
+                // What an earlier postmaster had left under way was cancelled, and ends when it ends.
+                let beside = self.work.iter().any(|(work, other)| {
+                    matches!(work, Work::Promote | Work::Apply | Work::Resolve) && *other > postmaster
+                });
+                self.note("promoted beside other work", !beside);
+                self.begin(Work::Promote, epoch);
             }
             Effect::FetchSpec { epoch, .. } => self.begin(Work::Fetch, epoch),
             Effect::StopPostmaster { postmaster, .. } | Effect::ReloadPostmaster { postmaster } => {
@@ -163,6 +175,7 @@ fn results(work: Work, epoch: Epoch) -> (Vec<Event>, Option<Event>) {
             (vec![Event::StoragePrepared { epoch }], Some(Event::StorageFailed { epoch, class }))
         }
         Work::Apply => (vec![Event::SpecApplied { epoch }], Some(Event::ApplyFailed { epoch, class })),
+        Work::Promote => (vec![Event::Promoted { epoch }], Some(Event::PromoteFailed { epoch, class })),
         Work::Fetch => (
             vec![found(true), found(false), Event::SpecFetched { epoch, fetched: FetchedSpec::NoSpec }],
             Some(Event::FetchFailed { epoch, class }),
@@ -215,6 +228,7 @@ impl Model for Bounds {
             let request = RequestId(u64::from(world.asked));
             let spec = SpecOutline { revision: Revision(u64::from(world.asked) + 2), final_sync: false };
             may(Event::ConfigureRequested { request, spec });
+            may(Event::PromoteRequested { request, spec, lsn: Lsn(7) });
             may(Event::RefreshRequested { request });
             may(Event::TerminateRequested { request, mode: TerminateMode::Fast });
             may(Event::TerminateRequested { request, mode: TerminateMode::Immediate });
@@ -268,6 +282,7 @@ impl Model for Bounds {
         let mut mishap = false;
         match event {
             Event::ConfigureRequested { .. }
+            | Event::PromoteRequested { .. }
             | Event::RefreshRequested { .. }
             | Event::TerminateRequested { .. }
             | Event::StopSignalled => world.asked += 1,
@@ -317,6 +332,9 @@ impl Model for Bounds {
                         .state()
                         .server()
                         .is_some_and(|server| server.applied.revision > Revision(1))
+            }),
+            Property::sometimes("is promoted", |_, world: &World| {
+                world.machine.compute().promotion.stage == Stage::Done && world.owed.is_empty()
             }),
             Property::sometimes("refreshes", |_, world: &World| {
                 world.machine.status() == ComputeStatus::RefreshConfiguration

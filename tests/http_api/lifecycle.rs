@@ -14,7 +14,7 @@ use crate::{EXTENSION, GRANT, begin, refreshes, terminations};
 // ---- every route in every state -----------------------------------------------------------------------
 
 /// A node in `status`, whatever it takes, and the requests that wait in it.
-async fn in_status(status: ComputeStatus) -> (Node, Vec<TcpStream>) {
+pub(crate) async fn in_status(status: ComputeStatus) -> (Node, Vec<TcpStream>) {
     let node = Node::empty().await;
     let mut waiting = Vec::new();
     match status {

@@ -7,6 +7,7 @@ mod support;
 
 mod lifecycle;
 mod postgres;
+mod promotion;
 mod requests;
 
 use compute_states::Event;

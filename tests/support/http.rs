@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use compute_ctl::catalog::{ConnectionSettings, Profile, Requests};
-use compute_ctl::engine::{self, Done, Facts, Handle, Outcome, Snapshot, Work, WorkError, World};
+use compute_ctl::engine::{
+    self, Done, Facts, Handle, Outcome, PromotionTimes, Snapshot, Work, WorkError, World,
+};
 use compute_ctl::http::{
     Accepted, Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, ServeError, SpecIntake,
 };
@@ -44,6 +47,7 @@ pub(crate) enum Part {
     Resolve,
     Storage,
     Apply,
+    Promote,
     Fetch,
     Stop,
     FinalSync,
@@ -105,6 +109,7 @@ impl World for Fake {
             Work::ResolveSpec { .. } => Some(Part::Resolve),
             Work::PrepareStorage { .. } => Some(Part::Storage),
             Work::ApplySpec { .. } => Some(Part::Apply),
+            Work::Promote { .. } => Some(Part::Promote),
             Work::FetchSpec { .. } => Some(Part::Fetch),
             Work::FinalSync { .. } => Some(Part::FinalSync),
             Work::WarmUp | Work::Sweep => None,
@@ -115,6 +120,10 @@ impl World for Fake {
                 let spec = SpecOutline { revision, final_sync: false };
                 Done::Fetched(FetchedSpec::Spec { spec, same_pageservers: false })
             }
+            Work::Promote { .. } => Done::Promoted(PromotionTimes {
+                lsn_wait: Duration::from_millis(12),
+                pg_promote: Duration::from_millis(345),
+            }),
             Work::FinalSync { .. } => Done::Synced(Lsn(0x028F_10D8)),
             _ => Done::Done,
         };

@@ -12,7 +12,7 @@ use super::{Finish, Script, word};
 impl Script {
     /// The status that came with an answer shows what the answer says.
     pub(crate) fn judge(&mut self, answer: &Result<Answer, Rejected>) {
-        let Answer { reply, snapshot } = match answer {
+        let Answer { reply, snapshot, .. } = match answer {
             Ok(answer) => answer,
             Err(rejected) => return self.seen.note(format!("{rejected:?}")),
         };
@@ -28,7 +28,13 @@ impl Script {
             Reply::ConfigureSuperseded => {
                 matches!(status, TerminationPendingFast | TerminationPendingImmediate)
             }
-            Reply::RefreshAccepted => matches!(status, RefreshConfigurationPending | Init | Failed),
+            // In `Running` it waits for a promotion.
+            Reply::RefreshAccepted => matches!(status, RefreshConfigurationPending | Init | Failed | Running),
+            Reply::Promoted => snapshot.promotion.is_some(),
+            Reply::PromoteFailed => matches!(status, Running | Failed),
+            Reply::PromoteSuperseded => {
+                matches!(status, TerminationPendingFast | TerminationPendingImmediate)
+            }
             Reply::Terminated(_) | Reply::AlreadyTerminated(_) => status == Terminated,
             Reply::Refused { status: said, .. } => status == *said,
         };
@@ -74,6 +80,7 @@ impl Script {
             match entry.event {
                 Event::ConfigureRequested { request, .. }
                 | Event::TerminateRequested { request, .. }
+                | Event::PromoteRequested { request, .. }
                 | Event::RefreshRequested { request } => {
                     owed.entry(request).or_default();
                 }

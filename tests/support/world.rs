@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use compute_ctl::engine::{Done, Facts, Work, WorkError, World};
+use compute_ctl::engine::{Done, Facts, PromotionTimes, Work, WorkError, World};
 use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Lsn, Revision, SpecOutline, StopMode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -288,17 +288,29 @@ impl Inner {
             Work::WarmUp | Work::ResolveSpec { .. } => {}
             Work::PrepareStorage { .. } => {
                 self.nobody_holds("PrepareStorage");
-                self.exclusive("PrepareStorage", &["PrepareStorage", "ApplySpec", "Sweep", "FinalSync"]);
+                self.exclusive(
+                    "PrepareStorage",
+                    &["PrepareStorage", "ApplySpec", "Promote", "Sweep", "FinalSync"],
+                );
             }
             Work::ApplySpec { postmaster, .. } => {
                 if !self.postmasters.contains_key(&postmaster) {
                     self.broken.push(format!("ApplySpec on {postmaster:?}, which never was"));
                 }
-                self.exclusive("ApplySpec", &["ApplySpec", "PrepareStorage", "Sweep", "FinalSync"]);
+                self.exclusive(
+                    "ApplySpec",
+                    &["ApplySpec", "Promote", "PrepareStorage", "Sweep", "FinalSync"],
+                );
+            }
+            Work::Promote { postmaster, .. } => {
+                if !self.postmasters.contains_key(&postmaster) {
+                    self.broken.push(format!("Promote of {postmaster:?}, which never was"));
+                }
+                self.exclusive("Promote", &["Promote", "ApplySpec", "PrepareStorage", "Sweep", "FinalSync"]);
             }
             Work::FetchSpec { .. } => self.exclusive("FetchSpec", &["FetchSpec"]),
             Work::Sweep => {
-                self.exclusive("Sweep", &["PrepareStorage", "ApplySpec", "Sweep", "FinalSync"]);
+                self.exclusive("Sweep", &["PrepareStorage", "ApplySpec", "Promote", "Sweep", "FinalSync"]);
                 let alive: Vec<Epoch> =
                     self.holders().filter(|(_, it)| !it.was_killed()).map(|(epoch, _)| *epoch).collect();
                 for epoch in alive {
@@ -307,7 +319,10 @@ impl Inner {
             }
             Work::FinalSync { .. } => {
                 self.nobody_holds("FinalSync");
-                self.exclusive("FinalSync", &["FinalSync", "ApplySpec", "PrepareStorage", "Sweep"]);
+                self.exclusive(
+                    "FinalSync",
+                    &["FinalSync", "ApplySpec", "Promote", "PrepareStorage", "Sweep"],
+                );
             }
         }
     }
@@ -321,6 +336,10 @@ impl Inner {
             Work::FetchSpec { .. } => Done::Fetched(FetchedSpec::Spec {
                 spec: self.rng.spec(),
                 same_pageservers: self.rng.percent(50),
+            }),
+            Work::Promote { .. } => Done::Promoted(PromotionTimes {
+                lsn_wait: self.rng.pause(self.pace),
+                pg_promote: self.rng.pause(self.pace),
             }),
             Work::FinalSync { .. } => Done::Synced(Lsn(self.rng.below(1 << 40))),
             _ => Done::Done,
@@ -352,6 +371,7 @@ fn name(work: Work) -> &'static str {
         Work::ResolveSpec { .. } => "ResolveSpec",
         Work::PrepareStorage { .. } => "PrepareStorage",
         Work::ApplySpec { .. } => "ApplySpec",
+        Work::Promote { .. } => "Promote",
         Work::FetchSpec { .. } => "FetchSpec",
         Work::Sweep => "Sweep",
         Work::FinalSync { .. } => "FinalSync",
@@ -524,7 +544,10 @@ async fn live(
         return Err(WorkError::plain(FailureClass::Permanent, "there is no such program"));
     }
     world.life(postmaster, Life::Alive);
-    world.lock().exclusive("a postmaster comes up", &["PrepareStorage", "ApplySpec", "Sweep", "FinalSync"]);
+    world.lock().exclusive(
+        "a postmaster comes up",
+        &["PrepareStorage", "ApplySpec", "Promote", "Sweep", "FinalSync"],
+    );
     // On its own, so that facts also come when the postmaster is long gone.
     tokio::spawn(tell(facts, course));
     let never = Instant::now() + Duration::from_secs(1_000_000);

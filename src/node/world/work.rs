@@ -14,6 +14,7 @@ use crate::catalog::{self, ConnectionSettings, Profile};
 use crate::control_plane;
 use crate::engine::{Done, WorkError};
 use crate::postgres::conf::{self, Conf};
+use crate::postgres::promotion::Held;
 use crate::postgres::settings::{Change, Reload, SettingsError, SizeLimitLifted};
 use crate::postgres::{LastWords, Launch, LogSink, hba};
 use crate::secret::Secret;
@@ -31,16 +32,12 @@ impl Parts {
         Ok(Done::Done)
     }
 
-    fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
+    pub(super) fn stored(&self, spec: Revision) -> Result<Arc<StoredSpec>, WorkError> {
         let missing = || format!("the spec document of revision {} is gone; this is a bug", spec.0);
         let stored = self.intake.specs().get(spec.0);
         let stored = stored.ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))?;
         self.hold(Needed::Wanted, stored.clone());
         Ok(stored)
-    }
-
-    fn held(&self, needed: Needed) -> Option<Arc<StoredSpec>> {
-        self.documents.lock().unwrap_or_else(PoisonError::into_inner).get(&needed).cloned()
     }
 
     pub(super) fn slots(&self) -> MutexGuard<'_, OwnSlots> {
@@ -51,6 +48,11 @@ impl Parts {
     fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
         // Every change is one insertion, so a panic elsewhere cannot have left half of one behind.
         self.documents.lock().unwrap_or_else(PoisonError::into_inner).insert(needed, document);
+    }
+
+    /// The document that is held for this reason.
+    pub(super) fn held(&self, needed: Needed) -> Option<Arc<StoredSpec>> {
+        self.documents.lock().unwrap_or_else(PoisonError::into_inner).get(&needed).cloned()
     }
 
     fn render(&self, stored: &StoredSpec) -> Result<String, WorkError> {
@@ -204,7 +206,10 @@ impl Parts {
             self.move_slot(&stored, token).await?;
             self.write_secrets(stored.clone()).await?;
             let change = Change { pgdata, text: &text, server: &server, reload };
+            // What a promotion had put in force must not hide what the new file says.
+            let held = Held::take_back(pgdata).map_err(permanent)?;
             if let Err(error) = Box::pin(self.settings.change(change, token)).await {
+                held.put_back(reload).map_err(permanent)?;
                 // What belongs to the settings that are in force. Should it fail, the standby says so in its log.
                 if let Some(applied) = self.held(Needed::Applied) {
                     let _unlikely = self.write_secrets(applied).await;
@@ -222,15 +227,21 @@ impl Parts {
         Ok(Done::Done)
     }
 
-    /// Refuses what a running server cannot become by having its settings changed.
+    /// Refuses what a running server cannot become by having its settings changed. One that was promoted, by whomever,
+    /// has removed its signal file.
     fn same_part(&self, wanted: &StoredSpec) -> Result<(), WorkError> {
         let part = |stored: &StoredSpec| std::mem::discriminant(&stored.resolved.mode);
-        let applied = self.held(Needed::Applied);
-        let Some(applied) = applied.filter(|applied| part(applied) != part(wanted)) else { return Ok(()) };
-        let text = format!(
-            "mode {} does not become mode {} while the server runs: start the node with the new spec",
-            applied.resolved.mode, wanted.resolved.mode
-        );
+        let Some(applied) = self.held(Needed::Applied) else { return Ok(()) };
+        let (from, to) = (applied.resolved.mode, wanted.resolved.mode);
+        if part(&applied) == part(wanted) || (to == Mode::Primary && !storage::stands_by(self.pgdata.path()))
+        {
+            return Ok(());
+        }
+        let remedy = match to {
+            Mode::Primary => "promote it first (POST /promote)",
+            Mode::Replica | Mode::Static(_) => "start the node with the new spec",
+        };
+        let text = format!("mode {from} does not become mode {to} while the server runs: {remedy}");
         Err(WorkError::plain(FailureClass::Permanent, text))
     }
 

@@ -76,6 +76,43 @@ pub fn lift_size_limit(pgdata: &Path) -> Result<(), WriteError> {
     write_atomic(&pgdata.join(OVERRIDE_FILE), NO_SIZE_LIMIT)
 }
 
+/// Puts settings into the override file, where they win over `postgresql.conf`; returns whether they were not there
+/// already. In force after a reload.
+///
+/// # Errors
+/// [`WriteError`] names the file; a value that no line can hold is one, too.
+pub fn override_with(pgdata: &Path, settings: &[(&str, &str)]) -> Result<bool, WriteError> {
+    let path = pgdata.join(OVERRIDE_FILE);
+    let mut text = String::new();
+    for (name, value) in settings {
+        match super::render::line(name, value) {
+            Ok(line) => text.push_str(&line),
+            Err(error) => {
+                let source = io::Error::new(io::ErrorKind::InvalidInput, error);
+                return Err(WriteError { path, source });
+            }
+        }
+    }
+    let new = overridden(pgdata) != text;
+    if new {
+        write_atomic(&path, &text)?;
+    }
+    Ok(new)
+}
+
+/// What the override file holds; nothing where there is none, or none of ours.
+pub fn overridden(pgdata: &Path) -> String {
+    fs::read_to_string(pgdata.join(OVERRIDE_FILE)).unwrap_or_default()
+}
+
+/// Puts back what [`overridden`] said. In force after a reload.
+///
+/// # Errors
+/// [`WriteError`] names the file.
+pub fn override_again(pgdata: &Path, text: &str) -> Result<(), WriteError> {
+    write_atomic(&pgdata.join(OVERRIDE_FILE), text)
+}
+
 /// Empties the override file, which stays in place. In force after a reload.
 ///
 /// # Errors

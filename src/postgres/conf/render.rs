@@ -274,6 +274,13 @@ fn lakebase(lines: &mut Lines, conf: &Conf<'_>) -> Result<(), ConfError> {
     Ok(())
 }
 
+/// The line of one setting, with its line feed.
+pub(super) fn line(name: &str, value: &str) -> Result<String, ConfError> {
+    let mut lines = Lines::default();
+    lines.quoted(name, value)?;
+    Ok(lines.0)
+}
+
 /// The text so far.
 #[derive(Default)]
 struct Lines(String);

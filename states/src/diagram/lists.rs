@@ -123,6 +123,23 @@ const fn accepted(
     Accepted { status, event, original, decision }
 }
 
+/// Every request that has to come later, or is done later, because a promotion is under way. The original begins
+/// both beside it, and they write the same files.
+pub const DURING_PROMOTION: &[Accepted] = &[
+    accepted(
+        Running,
+        EventKind::ConfigureRequested,
+        "accepted, and done beside the promotion",
+        "503 with `Retry-After`: the spec was made for a standby, and in a moment there is none",
+    ),
+    accepted(
+        Running,
+        EventKind::RefreshRequested,
+        "accepted, and done beside the promotion",
+        "200, and done once after it",
+    ),
+];
+
 const CANCELLED: &str = "accepted: work under way is cancelled and its requester answered";
 const JOINED: &str = "joins: one shutdown, one answer to each; `immediate` cuts the linger of `fast`";
 

@@ -4,7 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::lists::{ACCEPTED, BEYOND};
+use super::lists::{ACCEPTED, Accepted, BEYOND, DURING_PROMOTION};
 use super::{Drawing, Slice, line};
 use crate::event::EventKind;
 use crate::explore::{Done, Outcome, Walk};
@@ -75,11 +75,14 @@ fn lists(out: &mut String) {
     for edge in BEYOND {
         line(out, format_args!("| {} | {} | {} |", edge.from.name(), edge.to.name(), edge.reason));
     }
-    out.push_str(
-        "\n## Requests that do more than in the original\n\n\
-         | Status | Request | The original | Here, and why |\n|---|---|---|---|\n",
-    );
-    for cell in ACCEPTED {
+    cells(out, "Requests that do more than in the original", ACCEPTED);
+    cells(out, "Requests during a promotion", DURING_PROMOTION);
+}
+
+fn cells(out: &mut String, title: &str, cells: &[Accepted]) {
+    line(out, format_args!("\n## {title}\n"));
+    out.push_str("| Status | Request | The original | Here, and why |\n|---|---|---|---|\n");
+    for cell in cells {
         line(
             out,
             format_args!(

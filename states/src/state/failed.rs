@@ -98,7 +98,7 @@ pub enum GoneStage {
 
 impl Failed {
     /// A reconfiguration failed; Postgres serves on.
-    pub(super) fn serving(
+    pub(crate) fn serving(
         step: &mut Step,
         compute: &mut Compute,
         server: Server,

@@ -55,8 +55,9 @@ impl Running {
         step.go(cause, target)
     }
 
-    pub(super) fn holdings(&self) -> Holdings {
-        Holdings { forget: [self.refresh, None], ..Holdings::serving(&self.server) }
+    /// `work` is that of a promotion.
+    pub(super) fn holdings(&self, work: Option<Epoch>) -> Holdings {
+        Holdings { work, forget: [self.refresh, None], ..Holdings::serving(&self.server) }
     }
 }
 

@@ -63,7 +63,7 @@ fn live(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) ->
     match *event {
         Event::TerminateRequested { request, mode } => {
             let ending = Ending::Requested(request, mode);
-            let shutdown = Shutdown::begin(step, compute, state.holdings(), ending);
+            let shutdown = Shutdown::begin(step, compute, state.holdings(compute), ending);
             let target = match mode {
                 TerminateMode::Fast => State::TerminationPendingFast(TerminationPendingFast(shutdown)),
                 TerminateMode::Immediate => immediate(shutdown),
@@ -71,7 +71,7 @@ fn live(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) ->
             step.go(Cause::TerminationRequested, target)
         }
         Event::StopSignalled => {
-            let shutdown = Shutdown::begin(step, compute, state.holdings(), Ending::Signalled);
+            let shutdown = Shutdown::begin(step, compute, state.holdings(compute), Ending::Signalled);
             step.go(Cause::StopSignalled, immediate(shutdown))
         }
         _ => Outcome::Super,
@@ -88,7 +88,7 @@ fn attached(state: &mut State, compute: &mut Compute, event: &Event, step: &mut 
     match *event {
         Event::PostmasterExited { postmaster, exit } if postmaster == server.postmaster => {
             compute.postmaster = None;
-            let held = super::Holdings { postmaster: None, ..state.holdings() };
+            let held = super::Holdings { postmaster: None, ..state.holdings(compute) };
             if exit.is_clean() {
                 let shutdown = Shutdown::begin(step, compute, held, Ending::PostgresStopped);
                 return step.go(Cause::PostgresStopped, immediate(shutdown));
@@ -100,7 +100,8 @@ fn attached(state: &mut State, compute: &mut Compute, event: &Event, step: &mut 
             if let Some(request) = state.take_configure_request() {
                 step.reply(request, Reply::ConfigureFailed);
             }
-            let target = Failed::crashed(step, compute, &server, exit, held.work, owes_refresh(state));
+            let owes_refresh = owes_refresh(state) || compute.promotion.refresh;
+            let target = Failed::crashed(step, compute, &server, exit, held.work, owes_refresh);
             step.go(Cause::PostgresCrashed, target)
         }
         Event::ReloadSignalled => {
@@ -141,6 +142,7 @@ fn any(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) -> 
         Event::ConfigureRequested { request, .. } | Event::TerminateRequested { request, .. } => {
             turn_down(request, Refusal::InvalidStatus)
         }
+        Event::PromoteRequested { request, .. } => turn_down(request, Refusal::CannotPromote),
         Event::RefreshRequested { request } => turn_down(request, Refusal::CannotRefresh),
         Event::RefreshHinted => step.refuse(Refusal::CannotRefresh),
         Event::ReloadSignalled => step.refuse(Refusal::NothingToReload),
@@ -150,7 +152,7 @@ fn any(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) -> 
         }
         // Only of one that no state counts on any more: a spawn cannot fail after its Postgres was seen ready.
         Event::SpawnFailed { postmaster, .. } | Event::PostmasterExited { postmaster, .. }
-            if compute.postmaster == Some(postmaster) && state.holdings().postmaster.is_none() =>
+            if compute.postmaster == Some(postmaster) && state.holdings(compute).postmaster.is_none() =>
         {
             compute.postmaster = None;
             step.take(Cause::LateExit)
@@ -164,6 +166,8 @@ fn any(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) -> 
         | Event::StorageFailed { .. }
         | Event::SpecApplied { .. }
         | Event::ApplyFailed { .. }
+        | Event::Promoted { .. }
+        | Event::PromoteFailed { .. }
         | Event::SpecFetched { .. }
         | Event::FetchFailed { .. }
         | Event::Swept { .. }

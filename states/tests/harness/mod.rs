@@ -9,7 +9,8 @@ use compute_states::{
 };
 
 use crate::reference::{
-    Ask, END_OF_LOG, Input, Item, News, Node, Outcome, SPAWN_FAILS, Say, Thing, WORK_FAILS, WORSE,
+    Ask, END_OF_LOG, Input, Item, News, Node, Outcome, SPAWN_FAILS, Say, Spec, Thing, WORK_FAILS, WORSE,
+    log_of,
 };
 
 pub mod watch;
@@ -208,6 +209,11 @@ impl<S: Subject> Run<S> {
                 Event::ConfigureRequested { request: self.request(), spec: self.spec(final_sync) }
             }
             Input::Terminate(mode) => Event::TerminateRequested { request: self.request(), mode },
+            Input::Promote { final_sync } => {
+                let (request, spec) = (self.request(), self.spec(final_sync));
+                let lsn = log_of(Spec { revision: spec.revision.0, final_sync });
+                Event::PromoteRequested { request, spec, lsn }
+            }
             Input::Refresh => Event::RefreshRequested { request: self.request() },
             Input::Hint => Event::RefreshHinted,
             Input::Signal => Event::StopSignalled,
@@ -247,6 +253,8 @@ impl<S: Subject> Run<S> {
             }
             Thing::Apply if good => Event::SpecApplied { epoch },
             Thing::Apply => Event::ApplyFailed { epoch, class },
+            Thing::Promote if good => Event::Promoted { epoch },
+            Thing::Promote => Event::PromoteFailed { epoch, class },
             Thing::Fetch => {
                 let fetched = match outcome {
                     Outcome::Found { same, final_sync } => {
@@ -288,6 +296,9 @@ impl<S: Subject> Run<S> {
                 }
                 Effect::ApplySpec { epoch, spec, first, .. } => {
                     (Some((Thing::Apply, epoch)), Ask::Apply { spec: spec.0, first })
+                }
+                Effect::Promote { epoch, spec, lsn, .. } => {
+                    (Some((Thing::Promote, epoch)), Ask::Promote { spec: spec.0, lsn })
                 }
                 Effect::FetchSpec { epoch, applied } => {
                     (Some((Thing::Fetch, epoch)), Ask::Fetch { applied: applied.map(|spec| spec.0) })
@@ -373,6 +384,8 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
     menu.extend([
         (8, Input::Configure { final_sync: false }),
         (8, Input::Configure { final_sync: true }),
+        (4, Input::Promote { final_sync: false }),
+        (4, Input::Promote { final_sync: true }),
         (12, Input::Refresh),
         (4, Input::Hint),
         (2, Input::Reload),
@@ -401,6 +414,7 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
         Thing::Resolve,
         Thing::Prepare,
         Thing::Apply,
+        Thing::Promote,
         Thing::Fetch,
         Thing::Sweep,
         Thing::FinalSync,

@@ -28,6 +28,7 @@ pub struct Watch {
     hastened: bool,
     was_empty: bool,
     crashed: bool,
+    promoted: bool,
     exited: bool,
 }
 
@@ -46,6 +47,7 @@ impl Watch {
             hastened: false,
             was_empty: false,
             crashed: false,
+            promoted: false,
             exited: false,
         }
     }
@@ -77,6 +79,7 @@ impl Watch {
         match *event {
             Event::ConfigureRequested { request, .. }
             | Event::TerminateRequested { request, .. }
+            | Event::PromoteRequested { request, .. }
             | Event::RefreshRequested { request } => {
                 self.owed.insert(request, event.kind());
                 self.asked.insert(request);
@@ -154,6 +157,11 @@ impl Watch {
                 ensure(self.alive == Some(postmaster), "a spec is applied to no live postmaster")?;
                 self.issue(epoch, Thing::Apply)
             }
+            Effect::Promote { epoch, postmaster, .. } => {
+                ensure(self.alive == Some(postmaster), "no live postmaster is promoted")?;
+                ensure(!self.promoted, "a second promotion")?;
+                self.issue(epoch, Thing::Promote)
+            }
             Effect::FetchSpec { epoch, .. } => self.issue(epoch, Thing::Fetch),
             Effect::StopPostmaster { postmaster, .. } | Effect::ReloadPostmaster { postmaster } => {
                 ensure(self.alive == Some(postmaster), "a signal for no live postmaster")
@@ -212,6 +220,8 @@ impl Watch {
         let Some(kind) = self.owed.remove(&request) else { return Err("a second answer".into()) };
         let configure = kind == EventKind::ConfigureRequested;
         let terminate = kind == EventKind::TerminateRequested;
+        let promote = kind == EventKind::PromoteRequested;
+        self.promoted |= reply == Reply::Promoted;
         let fits = match reply {
             Reply::Configured => configure && after == S::Running,
             Reply::ConfigureFailed => {
@@ -221,11 +231,20 @@ impl Watch {
                 configure && matches!(after, S::TerminationPendingFast | S::TerminationPendingImmediate)
             }
             Reply::RefreshAccepted => kind == EventKind::RefreshRequested,
+            Reply::Promoted => promote,
+            Reply::PromoteFailed => promote && matches!(after, S::Running | S::Failed),
+            Reply::PromoteSuperseded => {
+                promote && matches!(after, S::TerminationPendingFast | S::TerminationPendingImmediate)
+            }
             Reply::Terminated(_) => terminate && before != S::Terminated && after == S::Terminated,
             Reply::AlreadyTerminated(_) => terminate && before == S::Terminated,
             Reply::Refused { refusal, status } => {
                 let fits = match kind {
+                    EventKind::ConfigureRequested if refusal == Refusal::Promoting => before == S::Running,
                     EventKind::ConfigureRequested => refusal == Refusal::InvalidStatus,
+                    EventKind::PromoteRequested => {
+                        matches!(refusal, Refusal::CannotPromote | Refusal::TooManyWaiters)
+                    }
                     EventKind::TerminateRequested => refusal == Refusal::TooManyWaiters,
                     _ => matches!(refusal, Refusal::CannotRefresh | Refusal::PostmasterUnconfirmed),
                 };
@@ -254,6 +273,14 @@ impl Watch {
                 EventKind::ConfigureRequested => {
                     matches!(after, S::ConfigurationPending | S::Init | S::Configuration)
                 }
+                EventKind::PromoteRequested => matches!(
+                    after,
+                    S::Running
+                        | S::ConfigurationPending
+                        | S::Configuration
+                        | S::RefreshConfigurationPending
+                        | S::RefreshConfiguration
+                ),
                 EventKind::TerminateRequested => {
                     matches!(after, S::TerminationPendingFast | S::TerminationPendingImmediate)
                 }
@@ -273,7 +300,10 @@ impl Watch {
                     reaction.verdict == Verdict::Stale || waits(&[Thing::WarmUp])
                 }
             }
-            S::Running => true,
+            S::Running => {
+                !self.owed.values().any(|kind| *kind == EventKind::PromoteRequested)
+                    || waits(&[Thing::Promote, Thing::Apply])
+            }
             S::ConfigurationPending => waits(&[Thing::Resolve]),
             S::Configuration | S::RefreshConfiguration => waits(&[Thing::Apply]),
             S::Init => waits(&[
@@ -311,7 +341,10 @@ fn fits(thing: Thing, status: S) -> bool {
         Thing::WarmUp => status == S::Empty,
         Thing::Resolve => status == S::ConfigurationPending,
         Thing::Prepare => status == S::Init,
-        Thing::Apply => matches!(status, S::Init | S::Configuration | S::RefreshConfiguration),
+        Thing::Apply => {
+            matches!(status, S::Init | S::Configuration | S::RefreshConfiguration | S::Running)
+        }
+        Thing::Promote => status == S::Running,
         Thing::Fetch => status == S::RefreshConfigurationPending,
         Thing::Sweep | Thing::FinalSync => down || status == S::Failed,
         Thing::Postmaster => true,

@@ -171,6 +171,8 @@ fn misremembered(fact: &Value) -> Vec<Value> {
                 "transient",
                 "permanent",
                 "idle",
+                "unapplied",
+                "done",
                 "spawned",
             ];
             others.iter().filter(|other| *other != text).map(|other| Value::from(*other)).collect()
@@ -234,6 +236,7 @@ fn altered(effect: &Effect, how: u8) -> Option<Effect> {
             | Effect::Sweep { epoch }
             | Effect::FinalSync { epoch, .. }
             | Effect::PrepareStorage { epoch, .. }
+            | Effect::Promote { epoch, .. }
             | Effect::ApplySpec { epoch, .. },
             2,
         ) => epoch.0 = epoch.0.checked_sub(1)?,
@@ -243,6 +246,7 @@ fn altered(effect: &Effect, how: u8) -> Option<Effect> {
             | Effect::PrepareStorage { spec, .. }
             | Effect::StartPostmaster { spec, .. }
             | Effect::ApplySpec { spec, .. }
+            | Effect::Promote { spec, .. }
             | Effect::FinalSync { spec, .. },
             0,
         ) => *spec = next(*spec),
@@ -257,7 +261,10 @@ fn altered(effect: &Effect, how: u8) -> Option<Effect> {
             | Effect::ReloadPostmaster { postmaster },
             2,
         ) => postmaster.0 = postmaster.0.checked_sub(1)?,
-        (Effect::ApplySpec { postmaster, .. }, 3) => postmaster.0 = postmaster.0.checked_sub(1)?,
+        (Effect::Promote { lsn, .. }, 1) => lsn.0 += 1,
+        (Effect::ApplySpec { postmaster, .. } | Effect::Promote { postmaster, .. }, 3) => {
+            postmaster.0 = postmaster.0.checked_sub(1)?
+        }
         (Effect::StopPostmaster { mode, .. }, 0) => {
             *mode = if *mode == StopMode::Kill { StopMode::Fast } else { StopMode::Kill };
         }
@@ -287,6 +294,9 @@ fn wrong_reply(reply: Reply) -> Reply {
         Reply::RefreshAccepted => {
             Reply::Refused { refusal: Refusal::CannotRefresh, status: ComputeStatus::Running }
         }
+        Reply::Promoted => Reply::PromoteFailed,
+        Reply::PromoteFailed => Reply::PromoteSuperseded,
+        Reply::PromoteSuperseded => Reply::PromoteFailed,
         Reply::Terminated(TerminationResult::FinalSyncFailed) => {
             Reply::Terminated(TerminationResult::Stopped(None))
         }

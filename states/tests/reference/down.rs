@@ -12,8 +12,15 @@ pub(super) enum Ending {
     Detached,
 }
 
-const WORK: [Thing; 6] =
-    [Thing::WarmUp, Thing::Resolve, Thing::Prepare, Thing::Apply, Thing::Fetch, Thing::FinalSync];
+const WORK: [Thing; 7] = [
+    Thing::WarmUp,
+    Thing::Resolve,
+    Thing::Prepare,
+    Thing::Apply,
+    Thing::Promote,
+    Thing::Fetch,
+    Thing::FinalSync,
+];
 
 /// What is cancelled and forgotten when a shutdown begins. A restart goes on counting: it changes nothing.
 const FORGOTTEN: [Thing; 9] = [

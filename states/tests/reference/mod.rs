@@ -14,9 +14,11 @@ use compute_states::{
 };
 
 mod down;
+mod promotion;
 mod words;
 
 use down::Ending;
+pub use promotion::log_of;
 pub use words::*;
 
 /// The compute as the decisions see it.
@@ -47,6 +49,8 @@ pub struct Node {
     pub latched: bool,
     pub configure: Option<u64>,
     pub waiters: Vec<u64>,
+    pub promotion: Promotion,
+    pub promoters: Vec<u64>,
     /// Cancelled work whose end is awaited all the same.
     pub winding: Option<Item>,
     pub gone: Option<Gone>,
@@ -84,6 +88,8 @@ impl Node {
             latched: false,
             configure: None,
             waiters: Vec::new(),
+            promotion: Promotion::No,
+            promoters: Vec::new(),
             winding: None,
             gone: None,
             down: None,
@@ -105,6 +111,7 @@ impl Node {
             Input::Booted { spec } => self.booted(spec),
             Input::Configure { final_sync } => self.configure(final_sync),
             Input::Terminate(mode) => self.terminate(mode),
+            Input::Promote { final_sync } => self.promote(final_sync),
             Input::Refresh => self.refresh(),
             Input::Hint => self.hint(),
             Input::Signal => self.signal(),
@@ -126,6 +133,7 @@ impl Node {
             },
             Input::NewProcess { .. } => unreachable!("the harness starts new processes"),
         };
+        self.promotion_follows();
         let say = if self.status != before && say == Say::Taken { Say::Moved } else { say };
         Row { status: self.status, fault: self.fault, say, asks: std::mem::take(&mut self.asks) }
     }
@@ -165,6 +173,7 @@ impl Node {
                 self.issue(Thing::Postmaster);
             }
             Ask::Apply { .. } => self.issue(Thing::Apply),
+            Ask::Promote { .. } => self.issue(Thing::Promote),
             Ask::Fetch { .. } => self.issue(Thing::Fetch),
             Ask::Sweep => self.issue(Thing::Sweep),
             Ask::FinalSync { .. } => self.issue(Thing::FinalSync),
@@ -241,6 +250,7 @@ impl Node {
         let request = self.new_request();
         let spec = self.new_spec(final_sync);
         match self.status {
+            S::Running if self.promoting() => return self.refuse(request, Refusal::Promoting),
             S::Empty | S::Running => {}
             S::Failed if self.serves => {}
             _ => return self.refuse(request, Refusal::InvalidStatus),
@@ -268,7 +278,7 @@ impl Node {
                 self.refuse(request, Refusal::CannotRefresh);
                 Say::Latched(Some(Refusal::CannotRefresh))
             }
-            S::Init => {
+            S::Init | S::Running if self.status == S::Init || self.promoting() => {
                 self.latched = true;
                 self.reply(request, Reply::RefreshAccepted);
                 Say::Latched(None)
@@ -284,7 +294,7 @@ impl Node {
                 Say::Latched(None)
             }
             S::Failed if self.process && !self.serves => self.refuse(request, Refusal::PostmasterUnconfirmed),
-            S::Running | S::Failed => {
+            S::Init | S::Running | S::Failed => {
                 self.reply(request, Reply::RefreshAccepted);
                 self.begin_refresh();
                 Say::Taken
@@ -296,6 +306,10 @@ impl Node {
     fn hint(&mut self) -> Say {
         match self.status {
             S::Failed if !self.serves => Say::Stale,
+            S::Running if self.promoting() => {
+                self.latched = true;
+                Say::Latched(None)
+            }
             S::Running | S::Failed => {
                 self.begin_refresh();
                 Say::Taken
@@ -375,6 +389,9 @@ impl Node {
 
             (S::Configuration, Thing::Apply, Outcome::Good) => self.succeed(),
             (S::Configuration, Thing::Apply, _) => self.fail_alive(FaultKind::ApplyFailed(WORK_FAILS), work),
+
+            (S::Running, Thing::Promote, _) => self.promoted(outcome == Outcome::Good),
+            (S::Running, Thing::Apply, _) => self.promoted_applied(outcome == Outcome::Good),
 
             (S::RefreshConfigurationPending, Thing::Fetch, Outcome::Found { same, final_sync }) => {
                 let spec = self.new_spec(final_sync);
@@ -474,6 +491,10 @@ impl Node {
     fn fired(&mut self, timer: Timer) -> Say {
         match (self.status, timer) {
             (_, Timer::RestartForgiven) => self.restarts -= 1,
+            (S::Running, Timer::LatchedRefresh) if self.promoting() => {
+                self.latched = true;
+                return Say::Latched(None);
+            }
             (S::Running | S::Failed, Timer::LatchedRefresh) => self.begin_refresh(),
             (S::RefreshConfigurationPending, Timer::RefreshBackoff) => self.fetch(),
             (S::Init, Timer::StorageBackoff) => self.prepare(),

@@ -14,6 +14,7 @@ pub enum Thing {
     Resolve,
     Prepare,
     Apply,
+    Promote,
     Fetch,
     Sweep,
     FinalSync,
@@ -59,6 +60,9 @@ pub enum Input {
         final_sync: bool,
     },
     Terminate(TerminateMode),
+    Promote {
+        final_sync: bool,
+    },
     Refresh,
     Hint,
     Signal,
@@ -90,6 +94,7 @@ pub enum Ask {
     Prepare { spec: u64, restart: bool },
     Start { spec: u64 },
     Apply { spec: u64, first: bool },
+    Promote { spec: u64, lsn: Lsn },
     Fetch { applied: Option<u64> },
     Stop(StopMode),
     Reload,
@@ -125,6 +130,20 @@ pub struct Row {
 pub struct Spec {
     pub revision: u64,
     pub final_sync: bool,
+}
+
+/// A promotion, which changes no status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Promotion {
+    No,
+    /// Work is under way that comes first.
+    Wanted(Spec, Lsn),
+    UnderWay(Spec),
+    /// It is a primary, and is being made what its spec says.
+    Applying,
+    /// It is a primary, and that failed.
+    Half,
+    Done,
 }
 
 /// A shutdown, and how it ends.

@@ -9,8 +9,8 @@ use tokio::time::sleep;
 
 use super::{Answer, Pin};
 use crate::limits;
-use crate::node::chain;
 use crate::storage::neon::PageserverError;
+use crate::telemetry::chain;
 
 /// What came of asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
