@@ -248,7 +248,8 @@ pub const ARCHIVE_REDIRECTS: usize = 5;
 pub const PAGESERVER_CONNECT: Duration = Duration::from_secs(10);
 
 /// How long a pageserver may take to begin with a base backup. It waits up to five minutes for the log to reach
-/// the place asked for, and then answers with an error of its own that says more than ours.
+/// the place asked for, and then answers with an error of its own that says more than ours. Over gRPC it may begin its
+/// answer before it waits, so the first piece is given as much.
 pub const PAGESERVER_ANSWER: Duration = Duration::from_secs(330);
 
 /// How long a pageserver may be silent in the middle of a base backup: it may have to fetch layers from an object

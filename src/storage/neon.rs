@@ -48,7 +48,7 @@ pub use safekeepers::{EndOfLog, Safekeepers};
 pub struct Patience {
     /// To let us in.
     pub connect: Duration,
-    /// To begin its answer.
+    /// To begin its answer, and for the first piece of it.
     pub answer: Duration,
     /// For each further piece of it.
     pub idle: Duration,

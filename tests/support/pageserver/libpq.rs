@@ -187,7 +187,8 @@ fn understood(query: &str, client: &Client) -> Option<Request> {
     let lsn = |word: &str| {
         let (high, low) = word.split_once('/')?;
         let half = |text| u32::from_str_radix(text, 16).ok().map(u64::from);
-        Some(half(high)? << 32 | half(low)?)
+        // There is no log at 0/0, and who means the newest place leaves it out.
+        Some(half(high)? << 32 | half(low)?).filter(|lsn| *lsn > 0)
     };
     let Client { application, options, token } = client.clone();
     let request = |tenant, timeline, shard, lsn, what| {

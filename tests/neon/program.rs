@@ -1,0 +1,106 @@
+//! The whole program on base backups of a real cluster.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::support::node::{Node, Place};
+use crate::support::pageserver::archive::Origin;
+use crate::support::pageserver::{Answer, Door, Pageserver, Refusal, Sending, Then, Transport};
+use crate::{BOTH, TOKEN, about, sends};
+
+/// A spec for the whole program on an ordinary PostgreSQL.
+fn spec(place: &Place, server: &Pageserver, transport: Transport, mode: &Value) -> Value {
+    let mut spec = place.spec();
+    spec["storage"] = Value::Null;
+    spec["skip_pg_catalog_updates"] = json!(true);
+    spec.as_object_mut().unwrap().extend(about(server, transport, mode).as_object().unwrap().clone());
+    spec
+}
+
+fn serves_reads_only(place: &Place, node: &Node<'_>) {
+    node.wait_status("running");
+    assert_eq!(place.sql("select answer from kept"), "42");
+    assert_eq!(place.sql("select pg_is_in_recovery()"), "t");
+    let error = place.try_sql("postgres", "delete from kept").unwrap_err();
+    assert!(error.contains("read-only"), "{error}");
+}
+
+#[test]
+fn a_replica_and_a_pinned_compute_serve_a_real_cluster() {
+    let origin = Origin::new();
+    let bytes = origin.base_backup();
+    let checkpoint = origin.checkpoint();
+    for (transport, mode) in
+        [(Transport::Libpq, json!("Replica")), (Transport::Grpc, json!({ "Static": checkpoint }))]
+    {
+        let server = Pageserver::start([sends(&bytes)]);
+        let server = server.behind(Door::Token(TOKEN.to_owned(), Refusal::new("28P01", 16, "no")));
+        let place = Place::new();
+        place.configure(&spec(&place, &server, transport, &mode));
+        let node = place.start(&["--restart", "on-failure"]);
+        serves_reads_only(&place, &node);
+        assert!(node.log().contains("base backup unpacked"), "{}", node.log());
+        assert!(!node.log().contains(TOKEN), "the token is in the log");
+        // A crash: the same process fetches it all anew.
+        let before = node.postmaster();
+        fs::write(place.pgdata().join("mark"), "of the first life").unwrap();
+        kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+        node.wait("another postmaster", |node| (node.postmaster() != before).then_some(()));
+        serves_reads_only(&place, &node);
+        assert!(!place.pgdata().join("mark").exists());
+        assert_eq!(server.requests().len(), 2);
+        node.terminate();
+        drop(node);
+        // And so does another process.
+        let node = place.start(&[]);
+        serves_reads_only(&place, &node);
+        assert_eq!(server.requests().len(), 3);
+        node.terminate();
+    }
+}
+
+#[test]
+fn a_pageserver_that_refuses_for_good_ends_the_start() {
+    let refusal = Refusal::new("28000", 7, "this tenant is another's");
+    for transport in BOTH {
+        let server = Pageserver::start([Answer::Error(refusal.clone())]);
+        let place = Place::new();
+        place.configure(&spec(&place, &server, transport, &json!("Replica")));
+        let node = place.start(&[]);
+        let status = node.wait_status("failed");
+        let error = status["error"].as_str().unwrap();
+        assert!(error.contains("this tenant is another's") && error.contains("127.0.0.1:"), "{error}");
+        assert!(!error.contains(TOKEN), "{error}");
+        assert_eq!(fs::read_dir(place.pgdata()).unwrap().count(), 0);
+        node.signal(Signal::SIGTERM);
+        node.exit_code();
+    }
+}
+
+#[test]
+fn a_start_is_terminated_in_the_middle_of_a_base_backup() {
+    let bytes = Origin::new().base_backup();
+    let half = Sending { upto: Some(bytes.len() / 2), then: Then::Hang, ..Sending::new(&bytes) };
+    for transport in BOTH {
+        for (answer, phase, received) in [
+            (Answer::Silence, "connecting", 0),
+            (Answer::Archive(half.clone()), "receiving", bytes.len() / 2),
+        ] {
+            let server = Pageserver::start([answer]);
+            let place = Place::new();
+            place.configure(&spec(&place, &server, transport, &json!("Replica")));
+            let node = place.start(&[]);
+            node.wait("a base backup under way", |node| {
+                let status = node.status()?;
+                let storage = &status["storage"];
+                let there = storage["phase"] == phase && storage["received_bytes"] == json!(received);
+                (there && !server.requests().is_empty()).then_some(())
+            });
+            assert_eq!(node.status().unwrap()["status"], "init");
+            node.terminate();
+        }
+    }
+}
