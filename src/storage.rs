@@ -28,9 +28,9 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use crate::postgres::conf;
 use crate::postgres::process::RunError;
 use crate::postgres::{ClearRule, Contents, DataDir, Installation, PgdataError};
-use crate::postgres::conf;
 use crate::spec;
 use crate::spec::base_backup::BaseBackupSpec;
 use crate::spec::document::StorageSpec;
@@ -327,7 +327,8 @@ impl OwnSlots {
     /// Takes out those that the standby of this spec does not use.
     pub fn take_others(&mut self, stored: &StoredSpec) -> Self {
         let Ok(spec) = base_backup_of(stored) else { return Self::default() };
-        let (used, others) = std::mem::take(&mut self.0).into_iter().partition(|known| same_slot(known, &spec));
+        let (used, others) =
+            std::mem::take(&mut self.0).into_iter().partition(|known| same_slot(known, &spec));
         self.0 = used;
         Self(others)
     }

@@ -78,7 +78,8 @@ fn facts(spec: &crate::spec::document::ComputeSpec, root: &JsonPath) -> Option<F
             position: None,
             severity: Severity::Note,
             found: missing.to_owned(),
-            expected: "`initdb`, `existing`, `archive` or `base_backup`, if this very program is to start it".to_owned(),
+            expected: "`initdb`, `existing`, `archive` or `base_backup`, if this very program is to start it"
+                .to_owned(),
         }),
     }
 }

@@ -62,7 +62,8 @@ impl Compression {
 
 const SOURCE: &str = "a connection string of PostgreSQL's, `host=… user=…` or `postgresql://user@host`";
 const PASSWORD: &str = "the password on one line, here or in `source`";
-const SSLMODE: &str = "`disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, here or in `source`";
+const SSLMODE: &str =
+    "`disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`, here or in `source`";
 const SSLROOTCERT: &str = "the absolute path of a file with certificates, or `system`, here or in `source`";
 const SLOT: &str = "1 to 63 lower-case letters, digits and `_`";
 const ROLE: &str = "`standby` with mode Replica or Static, `primary` with mode Primary";
@@ -95,7 +96,8 @@ pub fn decode(parameters: &StorageParameters, standby: bool) -> Result<BaseBacku
         && let Some(role) = reader.choice("role", &role, ROLE)
         && role != standby
     {
-        let found = if standby { "a primary, while `mode` is a standby's" } else { "a standby in mode Primary" };
+        let found =
+            if standby { "a primary, while `mode` is a standby's" } else { "a standby in mode Primary" };
         reader.fault("role", None, found, ROLE);
     }
     let (slot, create_slot) = slot(&mut reader, standby);
@@ -187,7 +189,8 @@ fn slot(reader: &mut Reader<'_>, standby: bool) -> (Option<String>, bool) {
 fn max_rate(reader: &mut Reader<'_>) -> Option<u32> {
     let value = reader.value("max_rate")?;
     // The bounds of `BASE_BACKUP`.
-    let rate = value.as_u64().filter(|rate| (32..=1_048_576).contains(rate)).and_then(|rate| rate.try_into().ok());
+    let rate =
+        value.as_u64().filter(|rate| (32..=1_048_576).contains(rate)).and_then(|rate| rate.try_into().ok());
     if rate.is_none() {
         let shown = value.as_str().map(str::to_owned);
         reader.fault("max_rate", shown.as_deref(), "no such number", RATE);
@@ -225,7 +228,8 @@ mod tests {
         assert_eq!((spec.max_rate, spec.compress), (Some(1024), Compression::Zstd));
         assert!(!spec.slot_ends_with_node());
         assert!(!format!("{spec:?}").contains("hunter2"));
-        let spec = read(json!({ "source": "postgresql://me@db", "slot": null, "role": null }), false).unwrap();
+        let spec =
+            read(json!({ "source": "postgresql://me@db", "slot": null, "role": null }), false).unwrap();
         assert!(!spec.standby && !spec.reuse && spec.fast_checkpoint && spec.verify);
         assert_eq!((spec.slot, spec.max_rate, spec.compress), (None, None, Compression::None));
         let spec = read(json!({ "source": "host=db", "slot": "a", "create_slot": true }), true).unwrap();

@@ -175,7 +175,8 @@ impl fmt::Display for Conninfo {
         let ports: Vec<&str> = self.get("port").unwrap_or_default().split(',').collect();
         for (index, host) in hosts.split(',').enumerate() {
             // One port is for all hosts.
-            let port = if ports.len() == 1 { ports[0] } else { ports.get(index).copied().unwrap_or_default() };
+            let port =
+                if ports.len() == 1 { ports[0] } else { ports.get(index).copied().unwrap_or_default() };
             let port = if port.is_empty() { "5432" } else { port };
             let comma = if index > 0 { "," } else { "" };
             write!(f, "{comma}{host}:{port}")?;

@@ -83,7 +83,9 @@ impl<'a> Reader<'a> {
         choices: &[(&str, T)],
         expected: &'static str,
     ) -> Option<T> {
-        let Some(text) = self.string(field, expected) else { return choices.first().map(|(_, value)| *value) };
+        let Some(text) = self.string(field, expected) else {
+            return choices.first().map(|(_, value)| *value);
+        };
         let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
         if chosen.is_none() {
             self.fault(field, Some(text), "an unknown word", expected);

@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 use super::base_backup::PASSFILE;
 use super::unpack::{self, Options, UnpackError};
 use super::{
-    Context, Phase, Prepared, Storage, StorageError, blocking, chain, kept_for_restart, role, rule, same_version,
+    Context, Phase, Prepared, Storage, StorageError, blocking, chain, kept_for_restart, role, rule,
+    same_version,
 };
 use crate::postgres::{ClearRule, DataDir};
 use crate::spec::archive::{ArchiveSource, ArchiveSpec};

@@ -282,7 +282,11 @@ pub(super) async fn drop_slot(spec: &BaseBackupSpec, installation: &Installation
     let never = CancellationToken::new();
     let source = Source { spec, installation, cancel: &never };
     if let Err(error) = source.drop_slot(slot).await {
-        tracing::warn!(slot, "a replication slot is left, and keeps WAL until it is dropped: {}", chain(&error));
+        tracing::warn!(
+            slot,
+            "a replication slot is left, and keeps WAL until it is dropped: {}",
+            chain(&error)
+        );
     }
 }
 
@@ -354,8 +358,7 @@ async fn keep(
     context: &Context,
     identity: Result<Identity, StorageError>,
 ) -> Result<(), StorageError> {
-    let (pgdata, installation, role) =
-        (context.pgdata.clone(), context.installation.clone(), backup.role());
+    let (pgdata, installation, role) = (context.pgdata.clone(), context.installation.clone(), backup.role());
     let kept = blocking(&context.cancel, move |_| {
         same_version(&pgdata, &installation)?;
         role::judge_kept(pgdata.path(), role)?;

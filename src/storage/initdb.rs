@@ -99,8 +99,7 @@ pub(super) async fn fill(context: &Context, rule: ClearRule) -> Result<(), Stora
     let below = context.pgdata.path().join("initdb");
     run_initdb(context, &below).await?;
     let up = context.pgdata.path().to_owned();
-    blocking(&context.cancel, move |_| super::move_up(&below, &up))
-    .await
+    blocking(&context.cancel, move |_| super::move_up(&below, &up)).await
 }
 
 /// The arguments besides the directory. Trust for local connections and loopback, as the original's base

@@ -98,7 +98,9 @@ pub(super) fn take_over(pgdata: &Path, role: Role) -> Result<(), StorageError> {
 /// Makes an empty file, unless there is one.
 fn make(path: &Path) -> Result<(), StorageError> {
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(StorageError::io("make", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(StorageError::io("make", path)(error))
+        }
         _ => Ok(()),
     }
 }

@@ -28,7 +28,8 @@ async fn a_copy_is_what_the_spec_says_and_nothing_of_its_place() {
         let names = names(pgdata.path());
         let signals: Vec<_> = names.iter().filter(|name| name.ends_with(".signal")).collect();
         assert_eq!(signals, [signal]);
-        let strange = |name: &String| ["manifest", "base_backup", "pgpass"].iter().any(|part| name.contains(part));
+        let strange =
+            |name: &String| ["manifest", "base_backup", "pgpass"].iter().any(|part| name.contains(part));
         assert!(!names.iter().any(strange), "{names:?}");
         assert_eq!(fs::read_to_string(pgdata.path().join("postgresql.auto.conf")).unwrap(), "");
         // The same process starts the server again, and what it left is kept; a new one begins anew.
@@ -60,7 +61,9 @@ async fn a_copy_is_kept_as_long_as_it_is_one_of_its_source() {
     assert!(matches!(error, StorageError::BaseBackup(BaseBackupError::OtherSystem { .. })), "{error}");
     // Nor does a standby become a primary by being called one.
     let primary = backup(reuse(origin.server.port()), false);
-    for refused in [primary.judge(&lab.context(&pgdata)).await, primary.prepare(&lab.context(&pgdata)).await.map(drop)] {
+    for refused in
+        [primary.judge(&lab.context(&pgdata)).await, primary.prepare(&lab.context(&pgdata)).await.map(drop)]
+    {
         assert!(matches!(refused, Err(StorageError::IsStandby { .. })), "{refused:?}");
     }
     fs::remove_file(pgdata.path().join("standby.signal")).unwrap();
@@ -150,7 +153,8 @@ async fn an_archive_becomes_what_the_spec_says() {
     let mut command = std::process::Command::new("tar");
     assert!(command.arg("-cf").arg(&tar).arg("-C").arg(pgdata.path()).arg(".").status().unwrap().success());
     let parameters = serde_json::from_value(json!({ "source": tar })).unwrap();
-    let archive = compute_ctl::storage::Archive::new(compute_ctl::spec::archive::decode(&parameters).unwrap());
+    let archive =
+        compute_ctl::storage::Archive::new(compute_ctl::spec::archive::decode(&parameters).unwrap());
     for (role, signal) in [
         (Role::Primary, None),
         (Role::Restored, Some("recovery.signal")),

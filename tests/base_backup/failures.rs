@@ -9,7 +9,7 @@ use compute_ctl::postgres::{Contents, Installation};
 use compute_ctl::storage::{BaseBackupError, Context, Patience, Prepared, Storage, StorageError};
 use serde_json::{Value, json};
 
-use crate::origin::{CANARY, CALM, Origin, backup, backup_with, but, chain, fails, no_program, parameters};
+use crate::origin::{CALM, CANARY, Origin, backup, backup_with, but, chain, fails, no_program, parameters};
 use crate::support::cut::Act;
 use crate::support::lab::{Lab, patiently, until};
 

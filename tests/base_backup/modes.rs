@@ -58,10 +58,9 @@ fn a_replica_on_existing_data_and_on_an_archive_follows_its_primary() {
     let restored = Place::new();
     let node = primary.place.start(&[]);
     node.wait_status("running");
-    for (place, storage) in [
-        (&existing, json!({ "kind": "existing" })),
-        (&restored, json!({ "kind": "archive", "source": tar })),
-    ] {
+    for (place, storage) in
+        [(&existing, json!({ "kind": "existing" })), (&restored, json!({ "kind": "archive", "source": tar }))]
+    {
         let spec = following(place, storage, json!("Replica"), &primary);
         place.configure(&spec);
         let standby = place.start(&[]);
@@ -69,7 +68,8 @@ fn a_replica_on_existing_data_and_on_an_archive_follows_its_primary() {
         primary.place.sql("create table if not exists news (n int); insert into news values (1)");
         let rows = primary.place.sql("select count(*) from news");
         eventually("the primary's rows on the standby", || {
-            (place.try_sql("postgres", "select count(*) from news").ok().as_ref() == Some(&rows)).then_some(())
+            (place.try_sql("postgres", "select count(*) from news").ok().as_ref() == Some(&rows))
+                .then_some(())
         });
         assert_eq!(place.sql("select pg_is_in_recovery()"), "t");
         // Settings are changed as on a primary, in sessions that only read.

@@ -164,8 +164,10 @@ fn a_pinned_copy_goes_as_far_as_its_lsn_and_serves_reads() {
     node.wait_status("running");
     origin.sql("create table early as select 1");
     eventually("the LSN on the primary", || {
-        origin.sql("create table if not exists filler (t text); insert into filler select repeat('x', 1000) \
-                    from generate_series(1, 1000)");
+        origin.sql(
+            "create table if not exists filler (t text); insert into filler select repeat('x', 1000) \
+                    from generate_series(1, 1000)",
+        );
         (origin.sql(&format!("select pg_current_wal_flush_lsn() > '{lsn}'")) == "t").then_some(())
     });
     origin.sql("create table late as select 1");
@@ -205,7 +207,10 @@ fn a_node_killed_in_the_middle_of_a_copy_is_started_again() {
     let status = node.status().unwrap();
     assert_eq!(status["status"], "init");
     let phase = status["storage"]["phase"].as_str().unwrap();
-    assert!([Phase::Connecting, Phase::Receiving].map(|phase| phase.to_string()).contains(&phase.to_owned()), "{phase}");
+    assert!(
+        [Phase::Connecting, Phase::Receiving].map(|phase| phase.to_string()).contains(&phase.to_owned()),
+        "{phase}"
+    );
     let left = place.processes();
     node.signal(Signal::SIGKILL);
     assert_eq!(node.killed_by(), Some(9));

@@ -13,7 +13,18 @@ use crate::support::pg::give;
 /// A certificate that is its own authority, and its key.
 fn certificate(dir: &Path, name: &str) {
     let mut openssl = Command::new("openssl");
-    openssl.args(["req", "-new", "-x509", "-days", "2", "-nodes", "-subj", "/CN=localhost", "-newkey", "rsa:2048"]);
+    openssl.args([
+        "req",
+        "-new",
+        "-x509",
+        "-days",
+        "2",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-newkey",
+        "rsa:2048",
+    ]);
     openssl.args(["-addext", "subjectAltName=DNS:localhost"]);
     openssl.arg("-out").arg(dir.join(format!("{name}.crt")));
     openssl.arg("-keyout").arg(dir.join(format!("{name}.key")));

@@ -304,7 +304,8 @@ pub(in crate::node) fn servable(stored: &StoredSpec) -> Result<(), WorkError> {
     }
     let hot_standby = conf::declared(&stored.document.cluster, "hot_standby");
     if hot_standby.is_some_and(|value| conf::is_off(&value)) {
-        let text = format!("mode {} with hot_standby off would serve nobody, and never be ready", resolved.mode);
+        let text =
+            format!("mode {} with hot_standby off would serve nobody, and never be ready", resolved.mode);
         return Err(WorkError::plain(FailureClass::Permanent, text));
     }
     Ok(())

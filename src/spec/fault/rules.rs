@@ -14,12 +14,12 @@ use crate::catalog::attributes::{DatabaseAttributes, OptionError, RoleAttributes
 use crate::catalog::{plan::is_scram, quote};
 use crate::limits;
 use crate::postgres::conf;
-use crate::spec::{archive, base_backup};
 use crate::spec::document::{
     ComputeCtlConfig, ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol,
     StorageSpec,
 };
 use crate::spec::resolve::{Lsn, ShardIndex, TenantId};
+use crate::spec::{archive, base_backup};
 
 /// Everything wrong or odd with a spec, without positions. `root` is where the spec stands in its document.
 pub fn examine(spec: &ComputeSpec, root: &JsonPath) -> Vec<Fault> {

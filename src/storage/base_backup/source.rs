@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::BaseBackupError;
 use crate::limits;
-use crate::postgres::process::{self, Output, RunError};
 use crate::postgres::Installation;
+use crate::postgres::process::{self, Output, RunError};
 use crate::spec::base_backup::BaseBackupSpec;
 use crate::storage::StorageError;
 
