@@ -198,6 +198,43 @@ async fn a_standby_that_serves_nobody_is_alive_and_not_ready() {
 }
 
 #[tokio::test]
+async fn a_server_that_replays_much_is_seen_to_advance_until_it_is_ready() {
+    let lab = Lab::new().await;
+    let pgdata = lab.cluster("data").await;
+    let lasting = [("max_wal_size", "100GB"), ("checkpoint_timeout", "1d"), ("fsync", "off")];
+    let (mut postmaster, mut facts) = lab.spawn_with(&pgdata, &lasting);
+    assert_eq!(next(&mut facts).await, Some(Fact::Ready));
+    // As much as this machine takes longer for than the time between two looks.
+    let mut rows = 400_000;
+    loop {
+        let client = lab.connect().await;
+        client.batch_execute("create table if not exists much (n int primary key, t text)").await.unwrap();
+        let more = format!(
+            "insert into much select n, repeat('x', 50) from generate_series(1, {rows}) n on conflict (n) do \
+             update set t = excluded.t"
+        );
+        patiently(client.batch_execute(&more)).await.unwrap();
+        assert!(postmaster.signal(StopMode::Kill));
+        assert!(matches!(next(&mut facts).await, Some(Fact::Exited(_))));
+        assert!(matches!(postmaster.sweep(PATIENCE).await, SweepOutcome::Clean { .. }));
+        pgdata.ensure_unused().unwrap();
+        (postmaster, facts) = lab.spawn_with(&pgdata, &lasting);
+        let mut advances = 0;
+        while patiently(facts.recv()).await == Some(Fact::Progressed) {
+            advances += 1;
+        }
+        let count = lab.connect().await.query_one("select count(*) from much", &[]).await.unwrap();
+        assert_eq!(count.get::<_, i64>(0), rows);
+        if advances > 0 {
+            break;
+        }
+        rows *= 2;
+        assert!(rows < 10_000_000, "no machine replays that in a moment");
+    }
+    stop(postmaster, facts).await;
+}
+
+#[tokio::test]
 async fn the_log_keeps_messages_together_and_survives_bytes_that_are_no_text() {
     let lab = Lab::new().await;
     let pgdata = lab.cluster("data").await;

@@ -276,7 +276,7 @@ async fn what_a_promotion_puts_in_force_gives_way_to_the_next_file() {
     };
     assert_eq!(shows("transaction_read_only").await, "off");
     assert_eq!(shows("synchronous_standby_names").await, "walproposer");
-    assert_eq!(shows("neon.safekeepers").await, "sk'1:1,sk2:2");
+    assert_eq!(shows("neon.safekeepers").await, "sk-1:1,sk2:2");
     // Asked again, it finds everything done, and tells nobody to read anything again.
     let mute: Reload = Arc::new(|| panic!("the server is told"));
     promote(Promotion { reload: &mute, ..promotion }, &token).await.unwrap();
@@ -290,7 +290,7 @@ async fn what_a_promotion_puts_in_force_gives_way_to_the_next_file() {
     reload();
     let mut names = shows("neon.safekeepers").await;
     while names != "sk3:3" {
-        assert_eq!(names, "sk'1:1,sk2:2");
+        assert_eq!(names, "sk-1:1,sk2:2");
         tokio::task::yield_now().await;
         names = shows("neon.safekeepers").await;
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::node::{Place, eventually};
 use crate::support::pg;
+use crate::support::processes::Process;
 
 /// A primary that is a node of this program, with a table, and a copy of its data elsewhere.
 struct Primary {
@@ -127,6 +128,24 @@ fn what_cannot_be_a_standby_is_refused() {
         assert!(node.log().contains(words), "{}", node.log());
         assert_eq!(fs::read_dir(place.pgdata()).map_or(0, |entries| entries.count()), 0);
     }
+}
+
+#[test]
+fn how_a_crashed_cluster_is_synced_before_it_recovers_is_a_setting() {
+    let place = Place::new();
+    let mut spec = place.kept_spec();
+    let settings = spec["cluster"]["settings"].as_array_mut().unwrap();
+    settings.push(json!({ "name": "recovery_init_sync_method", "value": "syncfs", "vartype": "enum" }));
+    place.configure(&spec);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    Process::of(node.postmaster()).unwrap().signal(Signal::SIGKILL);
+    node.exit_code();
+    let node = place.start(&[]);
+    node.wait_status("running");
+    node.wait_log("database system was not properly shut down");
+    assert_eq!(place.sql("show recovery_init_sync_method"), "syncfs");
+    node.terminate();
 }
 
 /// An archive, and an archive of WAL beside it.
