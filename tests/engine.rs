@@ -115,11 +115,12 @@ impl World for Scripted {
                 Some(Does::Fails) => {
                     return Err(WorkError::plain(FailureClass::Permanent, "it cannot be done"));
                 }
-                Some(Does::FailsAtFirst(times)) => {
-                    if world.log().iter().filter(|done| *done == name).count() <= times {
-                        return Err(WorkError::plain(FailureClass::Transient, "it cannot be done yet"));
-                    }
+                Some(Does::FailsAtFirst(times))
+                    if world.log().iter().filter(|done| *done == name).count() <= times =>
+                {
+                    return Err(WorkError::plain(FailureClass::Transient, "it cannot be done yet"));
                 }
+                Some(Does::FailsAtFirst(_)) => {}
                 Some(Does::Panics | Does::PanicsAtOnce) => panic!("boom"),
                 Some(Does::HangsUntilCancelled) => {
                     token.cancelled().await;
