@@ -19,6 +19,7 @@ use compute_states::Lsn;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use support::lab::patiently;
 use support::node::{COMPUTE_ID, Node, Place, eventually, token};
 use support::pg::{self, ADMIN, Server};
 use tokio_util::sync::CancellationToken;
@@ -133,6 +134,8 @@ fn a_standby_that_streams_becomes_a_primary() {
     let pair = Pair::new();
     let node = pair.start();
     let lsn = pair.finish();
+    // As if the promotion had put something in force.
+    fs::write(pair.place.pgdata().join(conf::OVERRIDE_FILE), "work_mem = '77MB'\n").unwrap();
     let answer = node.post("/promote", Some(&pair.body(&lsn)));
     let times = promoted(&answer);
     for part in ["lsn_wait_time_ms", "pg_promote_time_ms", "reconfigure_time_ms"] {
@@ -151,6 +154,7 @@ fn a_standby_that_streams_becomes_a_primary() {
     // The original's settings of a promotion would stand here, and win over whatever comes later.
     assert_eq!(pair.altered(), "");
     assert_eq!(fs::read_to_string(place.pgdata().join(conf::OVERRIDE_FILE)).unwrap(), "");
+    assert_eq!(place.sql("show work_mem"), "4MB");
     let mut later = pair.primary();
     let settings = later["cluster"]["settings"].as_array_mut().unwrap();
     settings.push(json!({ "name": "synchronous_standby_names", "value": "nobody", "vartype": "string" }));
@@ -288,12 +292,15 @@ async fn what_a_promotion_puts_in_force_gives_way_to_the_next_file() {
     fs::write(&file, format!("{base}synchronous_standby_names = ''\nneon.safekeepers = 'sk3:3'\n")).unwrap();
     let _held = Held::take_back(&data).unwrap();
     reload();
-    let mut names = shows("neon.safekeepers").await;
-    while names != "sk3:3" {
-        assert_eq!(names, "sk-1:1,sk2:2");
-        tokio::task::yield_now().await;
-        names = shows("neon.safekeepers").await;
-    }
+    let replaced = async {
+        loop {
+            match shows("neon.safekeepers").await.as_str() {
+                "sk3:3" => return,
+                before => assert_eq!(before, "sk-1:1,sk2:2"),
+            }
+        }
+    };
+    patiently(replaced).await;
     assert_eq!(shows("synchronous_standby_names").await, "");
     assert_eq!(fs::read(data.join("postgresql.auto.conf")).unwrap(), auto);
 }
