@@ -327,14 +327,17 @@ fn done(effect: &Effect) -> Done {
 /// | [`Fault`] | there or not | reported, never asked for its content |
 /// | attempts of a refresh | 0 or 1 | sets the length of a pause and nothing else |
 /// | how much of the log a promotion waits for | none | handed on and not looked at |
+/// | a promotion without its spec, on the way down | none | no later spec can complete it, and both are told the same |
 /// | stop signals | at most 2 | the machine asks whether it is the first |
 /// | an exit status kept as the reason to end | one representative | read when the process ends; clean or not was asked before |
 pub fn shape(machine: &Machine) -> Machine {
     let mut shape = machine.clone();
     let (state, compute) = shape.parts_mut();
     cut(state);
-    if let Stage::Queued { lsn, .. } = &mut compute.promotion.stage {
-        *lsn = Lsn(0);
+    match &mut compute.promotion.stage {
+        Stage::Queued { lsn, .. } => *lsn = Lsn(0),
+        unapplied @ Stage::Unapplied if goes_down(state.status()) => *unapplied = Stage::Idle,
+        _ => {}
     }
     compute.fault = None;
     let mut naming = Naming::default();
@@ -344,6 +347,15 @@ pub fn shape(machine: &Machine) -> Machine {
     compute.fault =
         machine.fault().map(|_| Fault { kind: FaultKind::PostmasterUnconfirmed, epoch: Epoch::default() });
     shape
+}
+
+fn goes_down(status: ComputeStatus) -> bool {
+    matches!(
+        status,
+        ComputeStatus::TerminationPendingFast
+            | ComputeStatus::TerminationPendingImmediate
+            | ComputeStatus::Terminated
+    )
 }
 
 fn cut(state: &mut State) {

@@ -309,3 +309,42 @@ fn the_token_for_the_control_plane_does_not_reach_what_postgres_runs() {
     assert!(!seen.contains("NEON_CONTROL_PLANE_TOKEN"), "{seen}");
     node.terminate();
 }
+
+/// A disk that is full at first, as the program which makes clusters meets it.
+#[test]
+fn a_start_waits_for_room_on_the_disk() {
+    let place = Place::without_template();
+    let room = place.path().join("room");
+    let full = format!("[ -e {} ] || {{ echo 'No space left on device' >&2; exit 1; }}", room.display());
+    let pgbin = wrapped(&place, &[("initdb", &full)]);
+    place.configure(&place.spec());
+    let node = place.start(&["--pgbin", &pgbin]);
+    node.wait("an error in status init", |node| {
+        let status = node.status()?;
+        let error = status["error"].as_str()?;
+        assert_eq!(status["status"], "init", "{}", node.log());
+        assert!(error.contains("No space left on device"), "{error}");
+        Some(())
+    });
+    node.wait_log("trying again after a pause retry=2 of=10");
+    std::fs::write(&room, "").unwrap();
+    assert_eq!(node.wait_status("running")["error"], Value::Null);
+    let metrics = node.request("GET", "/metrics", None).unwrap().1;
+    assert!(metrics.contains("compute_ctl_storage_retries_total"), "{metrics}");
+    node.terminate();
+
+    // As often as the environment says.
+    let place = Place::without_template();
+    let pgbin = wrapped(&place, &[("initdb", "echo 'No space left on device' >&2; exit 1")]);
+    place.configure(&place.spec());
+    let mut command = place.program();
+    command.args(place.arguments()).args(["--pgbin", &pgbin]);
+    command.env("NEON_COMPUTE_TESTING_BASEBACKUP_RETRIES", "1");
+    let node = place.run(command);
+    node.wait_status("failed");
+    let log = node.log();
+    assert!(log.contains("retry=1 of=1") && !log.contains("retry=2"), "{log}");
+    let before = place.processes();
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    node.ends_with(1, &before);
+}
