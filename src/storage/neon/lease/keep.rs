@@ -259,7 +259,7 @@ mod tests {
             let mut lab = Lab::new(says);
             lab.asked().await;
             drop(lab.pin);
-            lab.task.await.unwrap();
+            tokio::time::timeout(Duration::from_secs(1), lab.task).await.expect("it ends").unwrap();
         }
     }
 }
