@@ -2,8 +2,8 @@
 //!
 //! A primary has to know that before it asks for a base backup, and a client that stops one is told it afterwards.
 //! [`Safekeepers::check`] asks all of them whether they agree already, which takes some milliseconds;
-//! [`Safekeepers::sync`] has Neon's own `postgres --sync-safekeepers` make them agree. Only a primary may do either: to make them agree is to take the log
-//! away from whoever writes it.
+//! [`Safekeepers::sync`] has Neon's own `postgres --sync-safekeepers` make them agree. Only a primary may do
+//! either: to make them agree is to take the log away from whoever writes it.
 
 mod check;
 mod sync;
