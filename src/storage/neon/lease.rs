@@ -4,7 +4,7 @@
 //! refuses has collected the garbage already: what it has lost it will not have again, so that nobody is asked any
 //! more, and the compute serves what it can.
 //!
-//! Here is how to ask; [`keep`] says when.
+//! Here is how to ask; [`keep()`] says when.
 
 mod keep;
 

@@ -1,9 +1,9 @@
 //! Safekeepers: what a majority of them holds of the write-ahead log.
 //!
 //! A primary has to know that before it asks for a base backup, and a client that stops one is told it afterwards.
-//! [`check`] asks all of them whether they agree already, which takes some milliseconds; [`sync`] has Neon's own
-//! `postgres --sync-safekeepers` make them agree. Only a primary may do either: to make them agree is to take the log
-//! away from whoever writes it.
+//! [`Safekeepers::check`] asks all of them whether they agree already, which takes some milliseconds;
+//! [`Safekeepers::sync`] has Neon's own `postgres --sync-safekeepers` make them agree. Only a primary may do
+//! either: to make them agree is to take the log away from whoever writes it.
 
 mod check;
 mod sync;
