@@ -74,7 +74,7 @@ pub enum StorageError {
     /// A standby's directory, and the spec wants a primary.
     #[error(
         "data directory {path} is a standby's, and mode Primary does not promote it: promote the running standby \
-         first (`SELECT pg_promote()`), or say mode Replica"
+         first (POST /promote), or say mode Replica"
     )]
     IsStandby {
         /// The data directory.

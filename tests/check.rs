@@ -66,13 +66,6 @@ fn a_good_config_is_accepted() {
     let (exit, out) = check_text(CONFIG, false);
     assert_eq!(exit, ExitCode::Ok, "{out}");
     assert_eq!(out, "config.json: ok\n");
-    // Another PostgreSQL is a legal thing to ask for, though not of this version.
-    let storage = "\"suspend_timeout_seconds\": -1, \"storage\": {\"kind\": \"base_backup\"}";
-    let (exit, out) = check_text(&CONFIG.replace("\"suspend_timeout_seconds\": -1", storage), false);
-    assert_eq!(exit, ExitCode::Ok, "{out}");
-    assert!(out.ends_with("config.json: ok\n"), "{out}");
-    assert!(out.contains(": note: spec.storage: ") && out.contains("`neon`"), "{out}");
-    assert!(!out.contains("fault"), "{out}");
 }
 
 #[test]
