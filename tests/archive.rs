@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use compute_ctl::storage::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use support::files::{Answer, File, Server};
-use support::lab::{Lab, names, patiently, until};
+use support::lab::{Lab, chain, names, patiently, until};
 use support::node::Place;
 use support::origin::{Origin, answers, archive_spec as spec};
 use support::pg;
@@ -90,16 +89,6 @@ async fn prepare(lab: &Lab, archive: &Archive) -> Result<Arc<DataDir>, StorageEr
 
 async fn fetch(lab: &Lab, server: &Server, timing: Timing) -> Result<Arc<DataDir>, StorageError> {
     prepare(lab, &archive(json!({ "source": server.url("/a.tar") }), timing)).await
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 #[tokio::test]

@@ -14,7 +14,9 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::node::{Node, Place, eventually};
-use support::origin::{Origin, archive_spec};
+use support::origin::{Origin, archive_spec, copy_spec, replica_spec};
+use support::pageserver::{self, Answer, Pageserver, Sending};
+use support::pg::Server;
 
 /// Room for a cluster, its first WAL included, and to spare.
 const DISK_MIB: u64 = 160;
@@ -138,7 +140,7 @@ fn sweep(spec: impl Fn(&Place) -> Value) {
                 // Once Postgres has met it, the start has failed, and is Postgres's own.
                 if body["status"] == "running" {
                     assert_eq!(body["error"], Value::Null);
-                    small.place.sql("create table t as select 1");
+                    small.place.sql("select pg_switch_wal() where not pg_is_in_recovery()");
                 }
                 node.signal(Signal::SIGTERM);
                 node.exit_code();
@@ -165,4 +167,17 @@ fn an_archive() {
     let origin = Origin::new();
     let path = origin.tar("plain.tar", &["-C"]);
     sweep(|place| archive_spec(place, json!({ "source": path })));
+}
+
+#[test]
+fn a_copy_of_another_server() {
+    let source = Server::start("");
+    sweep(|place| copy_spec(place, &source));
+}
+
+#[test]
+fn a_replica_on_neon_storage() {
+    let backup = pageserver::archive::Origin::new().base_backup();
+    let pageserver = Pageserver::start([Answer::Archive(Sending::new(&backup))]);
+    sweep(|place| replica_spec(place, &pageserver));
 }

@@ -17,7 +17,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::node::{Node, Place};
-use support::origin::{Origin, archive_spec};
+use support::origin::{Origin, archive_spec, copy_spec, replica_spec};
+use support::pageserver::{self, Answer, Pageserver, Sending};
+use support::pg::Server;
 
 /// Counts changes below a directory that may not be there yet. Changes in a new directory before it is watched
 /// are not counted.
@@ -137,4 +139,17 @@ fn an_archive() {
     let spec = |place: &Place| archive_spec(place, json!({ "source": path }));
     sweep(Place::new, spec, support::origin::answers);
     assert!(fs::metadata(&path).is_ok(), "the archive stays");
+}
+
+#[test]
+fn a_copy_of_another_server() {
+    let source = Server::start("");
+    sweep(Place::new, |place| copy_spec(place, &source), serves);
+}
+
+#[test]
+fn a_replica_on_neon_storage() {
+    let backup = pageserver::archive::Origin::new().base_backup();
+    let pageserver = Pageserver::start([Answer::Archive(Sending::new(&backup))]);
+    sweep(Place::new, |place| replica_spec(place, &pageserver), serves);
 }

@@ -9,9 +9,9 @@ use compute_ctl::postgres::{Contents, Installation};
 use compute_ctl::storage::{BaseBackupError, Context, Patience, Prepared, Storage, StorageError};
 use serde_json::{Value, json};
 
-use crate::origin::{CALM, CANARY, Origin, backup, backup_with, but, chain, fails, no_program, parameters};
+use crate::origin::{CALM, CANARY, Origin, backup, backup_with, but, fails, no_program, parameters};
 use crate::support::cut::Act;
-use crate::support::lab::{Lab, patiently, until};
+use crate::support::lab::{Lab, chain, patiently, until};
 
 fn from(port: u16, source: &str, password: Option<&str>) -> Value {
     json!({ "source": format!("host=127.0.0.1 port={port} {source}"), "password": password })

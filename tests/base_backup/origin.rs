@@ -1,13 +1,11 @@
 //! The server that is copied.
 
-use std::error::Error;
-
 use compute_ctl::spec::base_backup::decode;
 use compute_ctl::storage::{BaseBackup, Patience, Prepared, Storage, StorageError};
 use serde_json::{Value, json};
 
 use crate::support::cut::{Act, Proxy};
-use crate::support::lab::{Lab, PATIENCE, names, patiently};
+use crate::support::lab::{Lab, PATIENCE, chain, names, patiently};
 use crate::support::pg::{self, ADMIN, Server};
 
 /// In the rows of table `kept`, as it is on disk.
@@ -113,14 +111,4 @@ fn uuid() -> u64 {
 pub(crate) fn no_program(lab: &Lab) {
     let about = crate::support::lab::processes_about(lab.dir.path());
     assert!(about.iter().all(|(_, command)| !command.contains("backup")), "{about:?}");
-}
-
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -11,7 +11,6 @@ mod silence;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::error::Error;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use compute_ctl::storage::neon::{Agreement, Neon, Patience};
 use compute_ctl::storage::{Storage, StorageError};
 use futures_util::FutureExt;
 use serde_json::{Value, json};
-use support::lab::{Lab, names, patiently};
+use support::lab::{Lab, chain, names, patiently};
 use support::pageserver::archive::gzipped;
 use support::pageserver::{Answer, Pageserver, Sending, Transport};
 
@@ -120,16 +119,6 @@ fn whole(lab: &Lab) -> Vec<u8> {
 
 fn sends(bytes: &[u8]) -> Answer {
     Answer::Archive(Sending::new(bytes))
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 /// A directory nobody has used yet.

@@ -4,6 +4,7 @@
 //! PostgreSQL refuses to run as root. Test programs are run as an unprivileged user by `.ci/unprivileged`,
 //! a runner of cargo's; without it, as root, these tests fail and say so.
 
+use std::error::Error;
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,17 @@ use compute_ctl::storage::{Context, Role, Storage};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// An error and all its causes.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
 
 /// Longer than anything here takes on a loaded machine: a bound against hanging, not an expectation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);

@@ -6,6 +6,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::node::Place;
+use super::pageserver::Pageserver;
+use super::pg::{ADMIN, Server};
 
 /// A real cluster with a table in it, and settings that must not survive.
 pub(crate) struct Origin {
@@ -53,4 +55,24 @@ pub(crate) fn answers(place: &Place) {
     assert_eq!(place.sql("select answer from kept"), "42");
     assert_eq!(place.sql("show work_mem"), "4MB");
     assert_eq!(place.sql("select pg_is_in_recovery()"), "f");
+}
+
+/// A spec that copies this server, and becomes a primary of its own.
+pub(crate) fn copy_spec(place: &Place, source: &Server) -> Value {
+    let source = format!("host={} port={} user={ADMIN}", source.socket_dir().display(), source.port());
+    let mut spec = place.spec();
+    spec["storage"] = json!({ "kind": "base_backup", "source": source });
+    spec
+}
+
+/// A spec for a replica on Neon storage, as far as an ordinary PostgreSQL can be one.
+pub(crate) fn replica_spec(place: &Place, pageserver: &Pageserver) -> Value {
+    let mut spec = place.spec();
+    spec["storage"] = json!({ "kind": "neon" });
+    spec["mode"] = json!("Replica");
+    spec["skip_pg_catalog_updates"] = json!(true);
+    spec["tenant_id"] = json!("0123456789abcdef0123456789abcdef");
+    spec["timeline_id"] = json!("fedcba9876543210fedcba9876543210");
+    spec["pageserver_connstring"] = json!(pageserver.libpq_url());
+    spec
 }
