@@ -135,6 +135,7 @@ async fn a_program_that_a_killed_node_has_left_is_ended_first() {
     let here = backup(origin.parameters(), true);
     assert_eq!(patiently(here.prepare(&lab.context(&pgdata))).await.unwrap(), Prepared::Created);
     use std::os::unix::process::ExitStatusExt;
+    until(|| left.try_wait().unwrap().is_some()).await;
     assert_eq!(left.wait().unwrap().signal(), Some(9));
 }
 
