@@ -473,6 +473,6 @@ async fn two_that_build_the_same_template_both_get_a_cluster() {
     let (first, second) = tokio::join!(one("one"), one("two"));
     assert_eq!((first, second), (Prepared::Created, Prepared::Created));
     assert_eq!(names(&cache).len(), 1);
-    // No zombie of anything started here, whatever it was.
-    assert_eq!(children_named("initdb"), Vec::<String>::new());
+    // No zombie of anything started here. What other tests start is reaped sooner or later.
+    until(|| children_named("initdb").is_empty()).await;
 }

@@ -235,7 +235,7 @@ fn sighup_reloads_sigusr1_writes_the_journal_and_sigusr2_does_nothing() {
     assert_eq!(output.status.code(), Some(65));
     assert!(String::from_utf8_lossy(&output.stderr).contains("the journal says"), "{output:?}");
 
-    assert_eq!(node.transitions(), ["init", "running"]);
+    node.went(&["init", "running"]);
     node.terminate();
 }
 

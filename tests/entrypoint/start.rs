@@ -28,7 +28,7 @@ fn a_spec_in_the_config_leads_through_init_to_running() {
     let mut node = place.start(&[]);
     let status = node.wait_status("running");
     assert_eq!(status["error"], Value::Null);
-    assert_eq!(node.transitions(), ["init", "running"]);
+    node.went(&["init", "running"]);
 
     for (role, password) in [("alice", "secret of alice"), ("bob", "secret of bob")] {
         assert_eq!(place.log_in(role, password, "app"), Ok(role.to_owned()));
@@ -62,7 +62,7 @@ fn without_a_spec_it_is_empty_until_it_is_configured_and_again() {
     let spec = with_roles(&place);
     let (code, body) = node.configure(&spec);
     assert_eq!((code, &body["status"]), (200, &json!("running")), "{body}");
-    assert_eq!(node.transitions(), ["configuration-pending", "init", "running"]);
+    node.went(&["configuration-pending", "init", "running"]);
     assert_eq!(place.log_in("alice", "secret of alice", "app"), Ok("alice".to_owned()));
     assert_eq!(place.sql("show work_mem"), "4MB");
     let postmaster = node.postmaster();

@@ -516,6 +516,15 @@ impl Node<'_> {
         self.ends_with(0, &before);
     }
 
+    /// Waits until its log, which is written a little later than requests are answered, tells of these statuses.
+    pub(crate) fn went(&self, statuses: &[&str]) {
+        self.wait("all changes of the status in the log", |node| {
+            let told = node.transitions();
+            assert!(told.len() <= statuses.len(), "{told:?}");
+            (told == statuses).then_some(())
+        });
+    }
+
     /// The statuses it went through according to its log, the first one left out.
     pub(crate) fn transitions(&self) -> Vec<String> {
         let log = self.log();
