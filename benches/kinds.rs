@@ -3,16 +3,21 @@
 //! Both sides take turns, and the directory is removed after each run, so that nobody pays for the other's pages.
 //! Where temporary files lie (`TMPDIR`) decides what is measured: a disk whose write-back is the bottleneck makes
 //! everything equal, a tmpfs shows what programs cost.
-//! `cargo bench --bench kinds -- initdb` runs one part (`initdb`); `PAIRS` is the number of pairs (20).
+//! `cargo bench --bench kinds -- initdb` runs one part (`initdb`, `base_backup`); `PAIRS` is the number of pairs (20).
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use compute_ctl::postgres::{DataDir, Installation};
-use compute_ctl::storage::{Context, Initdb, Role, Storage};
+use compute_ctl::spec::base_backup::decode;
+use compute_ctl::storage::{BaseBackup, Context, Initdb, Role, Storage};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +43,9 @@ fn main() {
     );
     if runs("initdb") {
         bench.initdb(pairs);
+    }
+    if runs("base_backup") {
+        bench.base_backup(pairs.min(10));
     }
 }
 
@@ -114,6 +122,86 @@ impl Bench {
         }
         over_copy.print("initdb from the cached template", "cp -a --reflink=auto", "1.2");
         over_initdb.print("initdb from the cached template", "initdb --no-sync", "0.2");
+    }
+
+    fn base_backup(&self, pairs: usize) {
+        let source = Source::start(self);
+        let connstr = format!("host=127.0.0.1 port={} user=cloud_admin", source.port);
+        let copy = |verified: bool| {
+            let parameters = json!({ "source": connstr, "manifest": verified });
+            let parameters = serde_json::from_value(parameters).expect("an object");
+            BaseBackup::new(decode(&parameters, false).expect("good parameters"))
+        };
+        let (mut bare, mut verified) = (Pairs::default(), Pairs::default());
+        for _ in 0..pairs {
+            for (figures, manifest) in [(&mut bare, false), (&mut verified, true)] {
+                let mut tool = Command::new(self.installation.tool("pg_basebackup"));
+                tool.args(["-X", "stream", "-c", "fast", "--no-sync", "-d", &connstr, "-D"]).arg(self.out());
+                figures.floor.push(self.tool(tool));
+                figures.ours.push(self.prepare(&copy(manifest)));
+            }
+        }
+        bare.print("base backup, not compared with its manifest", "pg_basebackup", "1.1");
+        verified.print("base backup, every file compared with its manifest", "pg_basebackup", "no target");
+    }
+}
+
+/// A server to copy, with a table of some size in it.
+struct Source {
+    child: Child,
+    port: u16,
+    dir: PathBuf,
+}
+
+impl Source {
+    fn start(bench: &Bench) -> Self {
+        let dir = bench.root.path().join("source");
+        let data = dir.join("data");
+        fs::create_dir(&dir).expect("an own directory");
+        let made = Command::new(bench.installation.tool("initdb"))
+            .args(["--no-sync", "--username=cloud_admin", "--locale=C.UTF-8", "--auth=trust", "--pgdata"])
+            .arg(&data)
+            .stdout(Stdio::null())
+            .status();
+        assert!(made.is_ok_and(|status| status.success()), "initdb failed");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("some port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        drop(listener);
+        let settings = format!(
+            "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\n"
+        );
+        fs::write(data.join("postgresql.conf"), settings).expect("an own file");
+        let log = fs::File::create(dir.join("log")).expect("an own file");
+        let child = Command::new(bench.installation.postgres()).arg("-D").arg(&data).stderr(log).spawn();
+        let source = Self { child: child.expect("postgres starts"), port, dir };
+        source.psql("create table t as select n, repeat('row ', 60) from generate_series(1, 1000000) n");
+        source.psql("checkpoint");
+        source
+    }
+
+    fn psql(&self, sql: &str) {
+        let begun = Instant::now();
+        loop {
+            let connstr = format!("host=127.0.0.1 port={} user=cloud_admin dbname=postgres", self.port);
+            let output =
+                Command::new("psql").args(["-Xq", "-c", sql, &connstr]).output().expect("psql starts");
+            if output.status.success() {
+                return;
+            }
+            // It may still be starting.
+            let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            assert!(begun.elapsed() < Duration::from_secs(60), "{output:?}\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        // It is our child and was not waited for.
+        let _ = kill(pid, Signal::SIGINT);
+        let _ = self.child.wait();
     }
 }
 

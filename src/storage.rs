@@ -43,7 +43,7 @@ use neon::safekeepers::SyncError;
 use unpack::UnpackError;
 
 pub use archive::{Archive, ArchiveError, AttemptError, DownloadError, Timing};
-pub use base_backup::{BaseBackup, BaseBackupError, Patience};
+pub use base_backup::{BaseBackup, BaseBackupError, OwnSlots, Patience, make_slot};
 pub use existing::Existing;
 pub use initdb::Initdb;
 pub use neon::{EndOfLog, Neon, NeonError, Safekeepers};
@@ -323,62 +323,6 @@ pub fn settings(stored: &StoredSpec) -> Result<Vec<(&'static str, String)>, Stor
 pub fn write_secrets(stored: &StoredSpec, pgdata: &Path) -> Result<(), StorageError> {
     match base_backup_of(stored)? {
         Some(spec) => base_backup::write_password(pgdata, &spec),
-        None => Ok(()),
-    }
-}
-
-/// Replication slots that are this node's own, at the servers it follows.
-#[derive(Debug, Default)]
-pub struct OwnSlots(Vec<BaseBackupSpec>);
-
-impl OwnSlots {
-    /// Notes the slot of a spec, if it has one of this node's own.
-    pub fn note(&mut self, stored: &StoredSpec) {
-        if let Ok(Some(spec)) = base_backup_of(stored)
-            && spec.create_slot
-            && !self.0.iter().any(|known| same_slot(known, &spec))
-        {
-            self.0.push(spec);
-        }
-    }
-
-    /// Takes out those that the standby of this spec does not use.
-    pub fn take_others(&mut self, stored: &StoredSpec) -> Self {
-        let Ok(Some(spec)) = base_backup_of(stored) else { return Self::default() };
-        let (used, others) =
-            std::mem::take(&mut self.0).into_iter().partition(|known| same_slot(known, &spec));
-        self.0 = used;
-        Self(others)
-    }
-
-    /// Takes out those whose standby ends with this process.
-    pub fn take_ending(&mut self) -> Self {
-        Self(std::mem::take(&mut self.0).into_iter().filter(BaseBackupSpec::slot_ends_with_node).collect())
-    }
-
-    /// Drops them, which takes at most some seconds each. What cannot be dropped is named in a warning.
-    pub async fn drop_all(self, installation: &Installation) {
-        for spec in self.0 {
-            base_backup::drop_slot(&spec, installation).await;
-        }
-    }
-}
-
-fn same_slot(a: &BaseBackupSpec, b: &BaseBackupSpec) -> bool {
-    a.slot == b.slot && a.source.to_string() == b.source.to_string()
-}
-
-/// Makes the slot that a running standby needs for this spec, if the spec wants one made.
-///
-/// # Errors
-/// If the server which it is to follow does not make it.
-pub async fn make_slot(
-    stored: &StoredSpec,
-    installation: &Installation,
-    cancel: &CancellationToken,
-) -> Result<(), StorageError> {
-    match base_backup_of(stored)? {
-        Some(spec) => base_backup::make_slot(&spec, installation, cancel).await,
         None => Ok(()),
     }
 }

@@ -18,6 +18,7 @@
 //!   anyway: a slot without its standby keeps WAL until the primary's disk is full. With `reuse` it
 //!   stays, because the copy needs it.
 
+mod slots;
 mod source;
 
 use std::fs;
@@ -36,8 +37,9 @@ use super::{
 use crate::limits;
 use crate::postgres::pgdata::{MARKER, MARKER_NEW};
 use crate::postgres::piped::Piped;
-use crate::postgres::{ClearRule, Contents, Installation, conf, process};
+use crate::postgres::{ClearRule, Contents, conf, process};
 use crate::spec::base_backup::BaseBackupSpec;
+pub use slots::{OwnSlots, make_slot};
 use source::{Identity, Source};
 
 /// Where a standby's server finds the password: it logs the value of `primary_conninfo` when that changes. The
@@ -264,32 +266,6 @@ pub(super) fn write_password(pgdata: &Path, spec: &BaseBackupSpec) -> Result<(),
     }
 }
 
-/// Makes the slot of a spec that a running standby is to use from now on.
-pub(super) async fn make_slot(
-    spec: &BaseBackupSpec,
-    installation: &Installation,
-    cancel: &CancellationToken,
-) -> Result<(), StorageError> {
-    match &spec.slot {
-        Some(slot) if spec.create_slot => Source { spec, installation, cancel }.make_slot(slot).await,
-        _ => Ok(()),
-    }
-}
-
-/// Drops the slot of a spec that no standby uses any more, if it is this node's own. Nothing depends on it.
-pub(super) async fn drop_slot(spec: &BaseBackupSpec, installation: &Installation) {
-    let Some(slot) = spec.slot.as_ref().filter(|_| spec.create_slot) else { return };
-    let never = CancellationToken::new();
-    let source = Source { spec, installation, cancel: &never };
-    if let Err(error) = source.drop_slot(slot).await {
-        tracing::warn!(
-            slot,
-            "a replication slot is left, and keeps WAL until it is dropped: {}",
-            chain(&error)
-        );
-    }
-}
-
 async fn prepare(backup: &BaseBackup, context: &Context) -> Result<Prepared, StorageError> {
     let (spec, role) = (&backup.spec, backup.role());
     if kept_for_restart(context).await? {
@@ -320,7 +296,7 @@ async fn prepare(backup: &BaseBackup, context: &Context) -> Result<Prepared, Sto
     if let Some(locations) = source.tablespaces().await?.filter(|locations| !locations.is_empty()) {
         return Err(BaseBackupError::Tablespaces { server: spec.source.to_string(), locations }.into());
     }
-    make_slot(spec, &context.installation, &context.cancel).await?;
+    slots::make(spec, &context.installation, &context.cancel).await?;
     let pgdata = context.pgdata.clone();
     blocking(&context.cancel, move |cancel| Ok(pgdata.clear(rule, cancel)?)).await?;
     match fill(backup, context, identity).await {
@@ -367,7 +343,7 @@ async fn keep(
     .await?;
     match identity {
         Ok(identity) if identity.system == kept => {
-            make_slot(&backup.spec, &context.installation, &context.cancel).await?;
+            slots::make(&backup.spec, &context.installation, &context.cancel).await?;
         }
         Ok(Identity { system: found, .. }) => {
             let server = backup.spec.source.to_string();
