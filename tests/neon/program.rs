@@ -1,6 +1,7 @@
 //! The whole program on base backups of a real cluster.
 
 use std::fs;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -107,5 +108,69 @@ fn a_start_is_terminated_in_the_middle_of_a_base_backup() {
             assert_eq!(node.status().unwrap()["status"], "init");
             node.terminate();
         }
+    }
+}
+
+#[test]
+fn what_may_pass_is_told_and_tried_again() {
+    let bytes = Origin::new().base_backup();
+    let cut_off = Sending { upto: Some(bytes.len() / 2), then: Then::Close, ..Sending::new(&bytes) };
+    for transport in BOTH {
+        let moving = Answer::Error(Refusal::new("08006", 14, "the tenant is moving"));
+        let server = Pageserver::start([moving, Answer::Archive(cut_off.clone()), sends(&bytes)]);
+        let place = Place::new();
+        place.configure(&spec(&place, &server, transport, &json!("Replica")));
+        let node = place.start(&[]);
+        node.wait("the reason in the status", |node| {
+            let status = node.status()?;
+            let error = status["error"].as_str()?;
+            (status["status"] == "init" && error.contains("the tenant is moving")).then_some(())
+        });
+        serves_reads_only(&place, &node);
+        assert_eq!(node.status().unwrap()["error"], Value::Null);
+        assert_eq!(base_backups(&server), 3);
+        let (_, metrics) = node.request("GET", "/metrics", None).unwrap();
+        assert!(metrics.contains("\ncompute_ctl_storage_retries_total 2\n"), "{metrics}");
+        node.terminate();
+    }
+}
+
+#[test]
+fn sessions_go_on_when_the_pageservers_move() {
+    let bytes = Origin::new().base_backup();
+    for (transport, refresh) in [
+        (Transport::Libpq, false),
+        (Transport::Libpq, true),
+        (Transport::Grpc, false),
+        (Transport::Grpc, true),
+    ] {
+        let (before, after) = (Pageserver::start([sends(&bytes)]), Pageserver::start([Answer::Close]));
+        let place = Place::new();
+        place.configure(&spec(&place, &before, transport, &json!("Replica")));
+        let node = place.start(&[]);
+        serves_reads_only(&place, &node);
+        let session = place.session("select 1");
+        let postmaster = node.postmaster();
+        let moved = spec(&place, &after, transport, &json!("Replica"));
+        let begun = Instant::now();
+        if refresh {
+            place.configure(&moved);
+            assert_eq!(node.refresh(), 200);
+        } else {
+            let (code, body) = node.configure(&moved);
+            assert_eq!(code, 200, "{body}");
+        }
+        node.wait("the new address", |_| {
+            (place.sql("show neon.pageserver_connstring") == after.libpq_url()).then_some(())
+        });
+        eprintln!(
+            "from the hint to a new session's settings: {:?}, {transport:?}, refresh: {refresh}",
+            begun.elapsed()
+        );
+        node.wait_status("running");
+        assert!(session.backend.exists(), "the session has ended");
+        assert_eq!(node.postmaster(), postmaster);
+        assert_eq!(base_backups(&after), 0);
+        node.terminate();
     }
 }
