@@ -14,9 +14,8 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::node::{Node, Place, eventually};
-use support::origin::{Origin, archive_spec, copy_spec, replica_spec};
+use support::origin::{Origin, archive_spec, copy_spec, replica_spec, source};
 use support::pageserver::{self, Answer, Pageserver, Sending};
-use support::pg::Server;
 
 /// Room for a cluster, its first WAL included, and to spare.
 const DISK_MIB: u64 = 160;
@@ -171,7 +170,7 @@ fn an_archive() {
 
 #[test]
 fn a_copy_of_another_server() {
-    let source = Server::start("");
+    let source = source();
     sweep(|place| copy_spec(place, &source));
 }
 

@@ -17,9 +17,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::node::{Node, Place};
-use support::origin::{Origin, archive_spec, copy_spec, replica_spec};
+use support::origin::{Origin, archive_spec, copy_spec, replica_spec, source};
 use support::pageserver::{self, Answer, Pageserver, Sending};
-use support::pg::Server;
 
 /// Counts changes below a directory that may not be there yet. Changes in a new directory before it is watched
 /// are not counted.
@@ -143,7 +142,7 @@ fn an_archive() {
 
 #[test]
 fn a_copy_of_another_server() {
-    let source = Server::start("");
+    let source = source();
     sweep(Place::new, |place| copy_spec(place, &source), serves);
 }
 

@@ -1,5 +1,6 @@
 //! A cluster that archives are made of.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -55,6 +56,15 @@ pub(crate) fn answers(place: &Place) {
     assert_eq!(place.sql("select answer from kept"), "42");
     assert_eq!(place.sql("show work_mem"), "4MB");
     assert_eq!(place.sql("select pg_is_in_recovery()"), "f");
+}
+
+/// A server to copy. Whoever comes to its copy on this machine is let in, as with a cluster of ours.
+pub(crate) fn source() -> Server {
+    let source = Server::start("");
+    let path = source.data().join("pg_hba.conf");
+    let rules = fs::read_to_string(&path).expect("initdb has written it");
+    fs::write(&path, format!("host all all 127.0.0.1/32 trust\n{rules}")).expect("an own file");
+    source
 }
 
 /// A spec that copies this server, and becomes a primary of its own.
