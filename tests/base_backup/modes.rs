@@ -90,7 +90,7 @@ fn a_replica_on_existing_data_and_on_an_archive_follows_its_primary() {
     existing.configure(&existing.kept_spec());
     let refused = existing.start(&[]);
     assert_eq!(refused.exit_code(), 73, "{}", refused.log());
-    assert!(refused.log().contains("pg_promote"), "{}", refused.log());
+    assert!(refused.log().contains("POST /promote"), "{}", refused.log());
     assert!(existing.pgdata().join("standby.signal").exists());
     // Promoted, they are.
     existing.configure(&following(&existing, json!({ "kind": "existing" }), json!("Replica"), &primary));
