@@ -20,8 +20,8 @@ use support::node::{Node, Place};
 use support::origin::{Origin, archive_spec, copy_spec, replica_spec, source};
 use support::pageserver::{self, Answer, Pageserver, Sending};
 
-/// Counts changes below a directory that may not be there yet. Changes in a new directory before it is watched
-/// are not counted.
+/// Counts changes below a directory that may not be there yet. What is in a new directory when it comes to be watched
+/// counts as made.
 struct Changes {
     inotify: Inotify,
     watched: BTreeMap<WatchDescriptor, PathBuf>,
@@ -47,6 +47,17 @@ impl Changes {
         }
     }
 
+    /// Watches a new directory.
+    fn enter(&mut self, path: &Path) {
+        self.watch(path);
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            self.seen += 1;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.enter(&entry.path());
+            }
+        }
+    }
+
     /// How many there were so far. `is_counted` tells by its path whether a change is one of those.
     fn count(&mut self, is_counted: impl Fn(&Path) -> bool) -> usize {
         loop {
@@ -63,7 +74,7 @@ impl Changes {
                 }
                 self.seen += 1;
                 if event.mask.contains(AddWatchFlags::IN_ISDIR | AddWatchFlags::IN_CREATE) {
-                    self.watch(&path);
+                    self.enter(&path);
                 }
             }
         }
