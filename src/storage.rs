@@ -297,7 +297,8 @@ pub fn settings(stored: &StoredSpec) -> Result<Vec<(&'static str, String)>, Stor
     if let Some(backup) = base_backup_of(stored)? {
         settings = base_backup::settings(&backup);
     }
-    let declared = |name| conf::declared(&stored.document.cluster, name).is_some();
+    let value = |name| conf::declared(&stored.document.cluster, name);
+    let declared = |name| value(name).is_some();
     let copied = matches!(kind, StorageKind::BaseBackup | StorageKind::Archive);
     let restored = match Role::of(stored) {
         Role::Restored => copied,
@@ -312,6 +313,10 @@ pub fn settings(stored: &StoredSpec) -> Result<Vec<(&'static str, String)>, Stor
     if restored && !declared("recovery_target_action") {
         // PostgreSQL's default, to wait at a target for somebody to look, is no primary.
         settings.push(("recovery_target_action", "promote".to_owned()));
+    }
+    if restored && value("recovery_target_action").is_none_or(|action| action != "pause") {
+        // Otherwise the server would call itself ready as soon as it can be read, and a primary has to write.
+        settings.push(("hot_standby", "off".to_owned()));
     }
     Ok(settings)
 }

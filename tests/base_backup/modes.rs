@@ -192,6 +192,8 @@ fn an_archive_is_restored_to_a_point() {
         place.configure(&spec);
         let node = place.start(&[]);
         node.wait_status("running");
+        // A primary is not ready before it has come to its end, when it could only be read.
+        assert_eq!(place.sql("show hot_standby"), if mode == "Primary" { "off" } else { "on" });
         eventually("the first table", || place.try_sql("postgres", "select from early").ok());
         if mode != "Primary" {
             eventually("the pause", || {
