@@ -239,7 +239,10 @@ fn a_crash_during_a_promotion_is_told() {
     begun(&pair);
     let before = pair.place.processes();
     kill(Pid::from_raw(node.postmaster()), Signal::SIGKILL).unwrap();
-    assert_eq!(failed(&waiting.join().unwrap()), "Postgres crashed: it was ended by signal 9");
+    // The end of its session may be noticed before the end of the server.
+    let told = failed(&waiting.join().unwrap());
+    let crash = "Postgres crashed: it was ended by signal 9";
+    assert!(told == crash || told.starts_with("asking the server about its promotion: "), "{told}");
     node.ends_with(1, &before);
 }
 
