@@ -99,7 +99,7 @@ impl fmt::Display for Cause {
             Cause::StoragePrepared => "data directory is ready",
             Cause::StorageFailed => "data directory could not be prepared",
             Cause::StorageFailedForNow => {
-                "data directory could not be prepared; it is tried again after a pause"
+                "data directory could not be prepared and is tried again after a pause"
             }
             Cause::StorageBackoffOver => "data directory is prepared again",
             Cause::SpawnFailed => "postmaster could not be spawned",
