@@ -174,6 +174,7 @@ const OWN: [&str; 25] = [
     "neon.compute_mode",
     "neon.privileged_role_name",
     "hot_standby",
+    "recovery_target_action",
     "recovery_target_lsn",
     "dynamic_shared_memory_type",
     "neon.extension_server_port",
