@@ -159,7 +159,7 @@ fn reads_back(rendered: &str, spec: &ComputeSpec, settings: &[GenericOption], ex
 }
 
 /// Names of lines which we write ourselves.
-const OWN: [&str; 25] = [
+const OWN: [&str; 26] = [
     "neon.pageserver_connstring",
     "neon.safekeepers",
     "neon.tenant_id",
