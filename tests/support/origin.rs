@@ -10,6 +10,21 @@ use super::node::Place;
 use super::pageserver::Pageserver;
 use super::pg::{ADMIN, Server};
 
+/// A real cluster with a table in it, stopped in order after these statements.
+pub(crate) fn stopped_cluster(statements: &[&str]) -> Place {
+    let place = Place::new();
+    place.configure(&place.kept_spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    place.sql("create table kept as select 42 as answer");
+    for statement in statements {
+        place.sql(statement);
+    }
+    node.terminate();
+    drop(node);
+    place
+}
+
 /// A real cluster with a table in it, and settings that must not survive.
 pub(crate) struct Origin {
     pub(crate) place: Place,
@@ -17,15 +32,7 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) fn new() -> Self {
-        let place = Place::new();
-        place.configure(&place.kept_spec());
-        let node = place.start(&[]);
-        node.wait_status("running");
-        place.sql("create table kept as select 42 as answer");
-        place.sql("alter system set work_mem = '77MB'");
-        node.terminate();
-        drop(node);
-        Self { place }
+        Self { place: stopped_cluster(&["alter system set work_mem = '77MB'"]) }
     }
 
     /// A tar of it in its place, by the arguments that come after the name; the last may be `-C`.

@@ -8,6 +8,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::super::node::Place;
+use super::super::origin::stopped_cluster;
 use super::super::pg;
 
 /// A real cluster, stopped in order, with a table in it.
@@ -17,14 +18,7 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) fn new() -> Self {
-        let place = Place::new();
-        place.configure(&place.kept_spec());
-        let node = place.start(&[]);
-        node.wait_status("running");
-        place.sql("create table kept as select 42 as answer");
-        node.terminate();
-        drop(node);
-        Self { place }
+        Self { place: stopped_cluster(&[]) }
     }
 
     /// Its base backup.
