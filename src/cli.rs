@@ -9,8 +9,12 @@ pub mod check;
 mod client;
 pub mod diagram;
 mod exit;
+pub mod manual;
 mod options;
 pub mod plan;
+pub mod remote;
+mod streams;
+pub mod token;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +29,7 @@ use compute_states::diagram::{Format, Slice};
 pub use client::{ClientError, Compute};
 pub use exit::ExitCode;
 pub use options::{Connstr, Port, RestartPolicy, RunOptions, SpecSource};
+pub use streams::Streams;
 
 /// What the program is asked to do.
 #[derive(Clone, Debug)]
@@ -51,6 +56,17 @@ pub enum Invocation {
     Replay {
         /// The journal, JSON lines.
         journal: PathBuf,
+    },
+    /// Ask a running compute for something.
+    Remote(Box<remote::RemoteOptions>),
+    /// Sign a token for testing.
+    Token(Box<token::TokenOptions>),
+    /// Print what a shell completes command lines with.
+    Completions(clap_complete::Shell),
+    /// Print the man page, or write all of them into a directory.
+    Man {
+        /// The directory.
+        dir: Option<PathBuf>,
     },
 }
 
@@ -101,22 +117,38 @@ where
     let mut command = args::Cli::command();
     let matches = command.try_get_matches_from_mut(arguments)?;
     let cli = args::Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let usage = |fault: options::UsageFault| command.clone().error(fault.kind, fault.message);
     let run = |args| {
-        RunOptions::new(args, environment)
-            .map(|options| Invocation::Run(Box::new(options)))
-            .map_err(|fault| command.clone().error(fault.kind, fault.message))
+        let options = RunOptions::new(args, environment).map_err(usage)?;
+        Ok(Invocation::Run(Box::new(options)))
     };
-    let plan = |args| {
-        plan::PlanOptions::new(args, environment)
-            .map(|options| Invocation::Plan(Box::new(options)))
-            .map_err(|fault| command.clone().error(fault.kind, fault.message))
+    let remote = |args, act| {
+        let options = remote::RemoteOptions::new(args, act, environment).map_err(usage)?;
+        Ok(Invocation::Remote(Box::new(options)))
     };
     match cli.command {
         None => run(cli.node),
         Some(args::Command::Run(node)) => run(*node),
         Some(args::Command::Check { file, json }) => Ok(Invocation::Check { file, json }),
-        Some(args::Command::Plan(args)) => plan(*args),
+        Some(args::Command::Plan(args)) => {
+            let options = plan::PlanOptions::new(*args, environment).map_err(usage)?;
+            Ok(Invocation::Plan(Box::new(options)))
+        }
         Some(args::Command::Diagram { slice, format }) => Ok(Invocation::Diagram { slice, format }),
         Some(args::Command::Replay { journal }) => Ok(Invocation::Replay { journal }),
+        Some(args::Command::Status { watch, until, timeout, compute }) => {
+            remote(compute, remote::Act::Status { watch, until, timeout })
+        }
+        Some(args::Command::Configure { file, compute }) => remote(compute, remote::Act::Configure { file }),
+        Some(args::Command::Refresh { compute }) => remote(compute, remote::Act::Refresh),
+        Some(args::Command::Terminate { mode, if_idle, compute }) => {
+            remote(compute, remote::Act::Terminate { mode, if_idle })
+        }
+        Some(args::Command::History { limit, compute }) => remote(compute, remote::Act::History { limit }),
+        Some(args::Command::Token(args)) => {
+            Ok(Invocation::Token(Box::new(token::TokenOptions::new(*args).map_err(usage)?)))
+        }
+        Some(args::Command::Completions { shell }) => Ok(Invocation::Completions(shell)),
+        Some(args::Command::Man { dir }) => Ok(Invocation::Man { dir }),
     }
 }

@@ -139,6 +139,25 @@ pub const PLAN: Duration = Duration::from_secs(120);
 /// a plan are a few hundred, so this is several times the longest spec.
 pub const PLAN_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
 
+/// How long a client's connection to a compute may take.
+pub const CLIENT_CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a compute may take to say what it has at hand.
+pub const CLIENT_READ: Duration = Duration::from_secs(10);
+
+/// How often a compute is looked at while somebody watches it: seconds are shown, and changes of its state come by
+/// themselves.
+pub const WATCH: Duration = Duration::from_secs(1);
+
+/// Bytes of one event that a watched compute sends: a line of text with the message of a failure.
+pub const WATCH_EVENT_BYTES: usize = 1024 * 1024;
+
+/// Changes of state that are shown while a compute is watched on a terminal; the rest is in its history.
+pub const WATCH_CHANGES: usize = 10;
+
+/// How long a token for testing is good for, unless something else is said.
+pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
+
 // ---- storage ------------------------------------------------------------------------------------------
 
 /// How long `initdb` may take. It needs two seconds on a slow disk; a disk that is a hundred times slower still

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process;
 
 use anyhow::Context;
-use compute_ctl::cli::plan::Streams;
-use compute_ctl::cli::{self, Environment, ExitCode, Invocation};
+use compute_ctl::cli::{self, Environment, ExitCode, Invocation, Streams};
 use compute_ctl::engine::Recording;
 use compute_ctl::engine::journal::JournalError;
 use compute_ctl::node;
@@ -20,14 +19,11 @@ fn main() -> process::ExitCode {
     let code = match invocation {
         Invocation::Run(options) => node::run(*options),
         Invocation::Check { file, json } => cli::check::run(&file, json, &mut stdout()),
-        Invocation::Plan(options) => {
-            let (mut input, mut out, mut err) = (stdin().lock(), stdout(), stderr());
-            let terminal = out.is_terminal();
-            cli::plan::run(
-                &options,
-                &mut Streams { input: &mut input, out: &mut out, terminal, err: &mut err },
-            )
-        }
+        Invocation::Plan(options) => with_streams(|streams| cli::plan::run(&options, streams)),
+        Invocation::Remote(options) => with_streams(|streams| cli::remote::run(&options, streams)),
+        Invocation::Token(options) => with_streams(|streams| cli::token::run(&options, streams)),
+        Invocation::Completions(shell) => cli::manual::completions(shell, &mut stdout()),
+        Invocation::Man { dir } => with_streams(|streams| cli::manual::man(dir.as_deref(), streams)),
         Invocation::Diagram { slice, format } => cli::diagram::run(slice, format, &mut stdout()),
         Invocation::Replay { journal } => match replay(&journal) {
             Ok(()) => ExitCode::Ok,
@@ -39,6 +35,12 @@ fn main() -> process::ExitCode {
         },
     };
     code.into()
+}
+
+fn with_streams(work: impl FnOnce(&mut Streams<'_>) -> ExitCode) -> ExitCode {
+    let (mut input, mut out, mut err) = (stdin().lock(), stdout(), stderr());
+    let (out_is_terminal, err_is_terminal) = (out.is_terminal(), err.is_terminal());
+    work(&mut Streams { input: &mut input, out: &mut out, out_is_terminal, err: &mut err, err_is_terminal })
 }
 
 /// Prints what a journal tells, one line an event, and proves that this program's machine does the same.

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use compute_ctl::catalog::{self, Connection, ConnectionSettings, Options, PlanDocument, Profile};
-use compute_ctl::cli::plan::Streams;
+use compute_ctl::cli::Streams;
 use compute_ctl::cli::{self, Environment, ExitCode, Invocation};
 use compute_ctl::spec::document::ComputeSpec;
 use serde_json::{Value, json};
@@ -191,7 +191,13 @@ fn what_a_spec_would_change_is_told_and_not_done() {
             panic!("it is a plan")
         };
         let (text, mut out, mut err) = (second.to_string(), Vec::new(), Vec::new());
-        let mut streams = Streams { input: &mut text.as_bytes(), out: &mut out, terminal, err: &mut err };
+        let mut streams = Streams {
+            input: &mut text.as_bytes(),
+            out: &mut out,
+            out_is_terminal: terminal,
+            err: &mut err,
+            err_is_terminal: false,
+        };
         assert_eq!(cli::plan::run(&options, &mut streams), ExitCode::Changes);
         out.contains(&0x1b)
     };

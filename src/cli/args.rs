@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
+use compute_states::ComputeStatus;
 use compute_states::diagram::{Format, Slice};
 
 use super::RestartPolicy;
 use super::plan::Color;
+
 use crate::limits;
 use crate::secret::Secret;
 
@@ -36,6 +38,42 @@ Exit codes:
    2 there is something to change (or bad arguments, told on stderr)
   66 file unreadable
   78 config or spec invalid";
+
+const CLIENT_EXITS: &str = "\
+Exit codes:
+   0 done
+   1 no answer, or a refusal, which is told on stderr
+   2 bad arguments";
+
+const STATUS_HELP: &str = "\
+Exit codes:
+   0 Postgres serves, or the status waited for was reached
+   1 no answer
+   2 bad arguments
+   3 the compute answers, but Postgres does not serve; or the status waited for was not reached";
+
+const CONFIGURE_HELP: &str = "\
+The file is judged as by `check` before anything is sent.
+
+Exit codes:
+   0 the compute is what the spec says
+   1 it is not, for the reason told on stderr; or no answer
+   2 bad arguments
+  66 file unreadable
+  78 config or spec invalid";
+
+const TERMINATE_HELP: &str = "\
+Prints the end of the write-ahead log, where the storage knows one.
+
+Exit codes:
+   0 Postgres is down
+   1 it may not be, for the reason told on stderr; or no answer
+   2 bad arguments
+   4 with --if-idle: somebody uses Postgres, and nothing was done";
+
+const TOKEN_HELP: &str = "\
+A key can be made by `openssl genpkey -algorithm ed25519 -out key.pem`; `--jwks` prints what goes into
+`compute_ctl_config.jwks` of the config.";
 
 /// Entrypoint and supervisor of a Postgres compute node.
 ///
@@ -74,11 +112,123 @@ pub(super) enum Command {
         #[arg(long, value_parser = one_of::<Format, _>(Format::ALL.map(Format::name)), default_value = "mermaid")]
         format: Format,
     },
+    /// Show what a running compute is doing.
+    #[command(after_help = STATUS_HELP)]
+    Status {
+        /// Go on showing it, and every change of its state, until it is gone or Ctrl-C.
+        #[arg(long, short)]
+        watch: bool,
+        /// Wait until it has this status; a compute that does not answer yet is asked again.
+        #[arg(long, value_name = "STATUS", value_parser = status)]
+        until: Option<ComputeStatus>,
+        /// How long to wait at most: `30s`, `5m`.
+        #[arg(long, value_name = "DURATION", value_parser = duration, requires = "until")]
+        timeout: Option<Duration>,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+    /// Bring a running compute to what a spec says, and wait until it is.
+    #[command(after_help = CONFIGURE_HELP)]
+    Configure {
+        /// The file: `{spec, compute_ctl_config}`, or a bare spec; `-` for standard input.
+        file: PathBuf,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+    /// Have a running compute fetch its spec again.
+    #[command(after_help = CLIENT_EXITS)]
+    Refresh {
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+    /// Stop Postgres in order, then the compute, and wait until Postgres is down.
+    #[command(after_help = TERMINATE_HELP)]
+    Terminate {
+        /// Whether the compute stays 30 seconds longer, so that its last status can be read.
+        #[arg(long, value_enum, default_value = "fast")]
+        mode: Mode,
+        /// Only if nobody uses Postgres.
+        #[arg(long)]
+        if_idle: bool,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+    /// List the last changes of a running compute's state, with their causes.
+    #[command(after_help = CLIENT_EXITS)]
+    History {
+        /// How many at most, the latest.
+        #[arg(long, short = 'n', value_name = "NUMBER")]
+        limit: Option<u32>,
+        #[command(flatten)]
+        compute: ComputeArgs,
+    },
+    /// Sign a token for testing, or print the key set that verifies it.
+    Token(Box<TokenArgs>),
+    /// Print a script by which a shell completes command lines of this program.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page.
+    Man {
+        /// Write it and those of all sub-commands into this directory instead.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// Run a journal through the state machine again and compare.
     Replay {
         /// The journal, as written by `--journal`.
         journal: PathBuf,
     },
+}
+
+/// Which compute, and how to answer.
+#[derive(Debug, Args)]
+pub(super) struct ComputeArgs {
+    /// The compute's external server; http://127.0.0.1:3080 if absent. [env: COMPUTE_CTL_URL]
+    #[arg(long, value_name = "URL")]
+    pub(super) url: Option<String>,
+
+    /// Bearer token for it. [env: COMPUTE_CTL_TOKEN]
+    #[arg(long, value_name = "TOKEN", value_parser = secret)]
+    pub(super) token: Option<Secret>,
+
+    /// Print the compute's own answer, JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How a compute ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Mode {
+    /// Stays for 30 seconds after Postgres is down, so that its last status can be read.
+    Fast,
+    /// Ends as soon as Postgres is down.
+    Immediate,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TOKEN_HELP)]
+pub(super) struct TokenArgs {
+    /// The private key, Ed25519 or RSA: PEM, or DER in PKCS #8.
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: PathBuf,
+
+    /// For this compute.
+    #[arg(long, short = 'i', value_name = "ID", required_unless_present_any = ["admin", "jwks"])]
+    pub(super) compute_id: Option<String>,
+
+    /// For any compute.
+    #[arg(long, conflicts_with = "compute_id")]
+    pub(super) admin: bool,
+
+    /// How long it is good for: `10m`.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) life: Option<Duration>,
+
+    /// Print the key set that verifies its tokens instead.
+    #[arg(long, conflicts_with_all = ["compute_id", "admin", "life"])]
+    pub(super) jwks: bool,
 }
 
 /// Connection strings are taken as plain text and judged later: the parser would quote a bad one, password
@@ -188,7 +338,7 @@ pub(super) struct NodeArgs {
     pub(super) restart: RestartPolicy,
 
     /// How long a crashed node stays, so that its status can be read: `300ms`, `5s`, `1m`.
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "300ms")]
+    #[arg(long, value_name = "DURATION", value_parser = linger, default_value = "300ms")]
     pub(super) crash_linger: Duration,
 
     /// Replace a data directory that holds a cluster of someone else's. Never one with a live server.
@@ -213,9 +363,9 @@ pub(super) struct PlanArgs {
     #[arg(short = 'C', long, value_name = "DATABASE_URL", value_parser = secret, conflicts_with = "url")]
     pub(super) connstr: Option<Secret>,
 
-    /// Compare with this running compute.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:3080")]
-    pub(super) url: String,
+    /// Compare with this running compute; http://127.0.0.1:3080 if absent. [env: COMPUTE_CTL_URL]
+    #[arg(long, value_name = "URL")]
+    pub(super) url: Option<String>,
 
     /// Bearer token for the running compute. [env: COMPUTE_CTL_TOKEN]
     #[arg(long, value_name = "TOKEN", value_parser = secret, conflicts_with = "connstr")]
@@ -266,10 +416,21 @@ fn duration(text: &str) -> Result<Duration, String> {
         "" if number == 0 => Some(0),
         _ => return Err(expected()),
     };
-    millis
-        .map(Duration::from_millis)
-        .filter(|duration| *duration <= limits::CRASH_LINGER_MAX)
-        .ok_or_else(|| format!("at most {} seconds", limits::CRASH_LINGER_MAX.as_secs()))
+    millis.map(Duration::from_millis).ok_or_else(|| "a shorter time".to_owned())
+}
+
+/// The same, within its bound.
+fn linger(text: &str) -> Result<Duration, String> {
+    let bound = limits::CRASH_LINGER_MAX;
+    let within = |linger: Duration| (linger <= bound).then_some(linger);
+    within(duration(text)?).ok_or_else(|| format!("at most {} seconds", bound.as_secs()))
+}
+
+/// A status by the name which logs and errors use, or by that in `/status`.
+fn status(text: &str) -> Result<ComputeStatus, String> {
+    let text = text.replace('_', "-");
+    let found = ComputeStatus::ALL.into_iter().find(|status| status.to_string() == text);
+    found.ok_or_else(|| format!("one of {}", ComputeStatus::ALL.map(|status| status.to_string()).join(", ")))
 }
 
 /// A parser for names which a type of the state machine's crate reads by itself.
@@ -285,15 +446,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_status_may_be_written_as_in_either_place() {
+        assert_eq!(status("configuration-pending"), Ok(ComputeStatus::ConfigurationPending));
+        assert_eq!(status("configuration_pending"), Ok(ComputeStatus::ConfigurationPending));
+        assert!(status("Running").is_err());
+    }
+
+    #[test]
     fn durations_need_a_unit_and_have_a_bound() {
-        assert_eq!(duration("300ms"), Ok(limits::CRASH_LINGER));
-        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
-        assert_eq!(duration("60m"), Ok(limits::CRASH_LINGER_MAX));
-        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(linger("300ms"), Ok(limits::CRASH_LINGER));
+        assert_eq!(linger("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(linger("60m"), Ok(limits::CRASH_LINGER_MAX));
+        assert_eq!(linger("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("61m"), Ok(Duration::from_secs(3660)));
         for bad in
             ["", "5", "s", "-1s", "1.5s", "5 s", "61m", "99999999999999999999s", "18446744073709551615m"]
         {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(linger(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,16 +1,23 @@
 //! A client of a running compute's external server, for the sub-commands that ask one.
 
 use std::fmt;
+use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use reqwest::{Response, StatusCode, Url};
+use compute_states::ComputeStatus;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::catalog::PlanDocument;
 use crate::control_plane;
 use crate::limits;
 use crate::secret::Secret;
+
+pub(super) mod events;
+
+use events::Events;
 
 /// A running compute.
 #[derive(Clone)]
@@ -47,7 +54,7 @@ pub enum ClientError {
         /// Its reason, if it gave one.
         error: Option<String>,
     },
-    /// Longer than any plan.
+    /// Longer than any answer.
     #[error("the answer of the compute at {at} has more than {} bytes", limits::PLAN_BYTES)]
     TooLong {
         /// Scheme, host and port.
@@ -65,6 +72,51 @@ pub enum ClientError {
 
 fn with(error: &Option<String>) -> String {
     error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    /// Without a slash at its beginning.
+    pub(super) path: &'static str,
+    pub(super) query: Vec<(&'static str, String)>,
+    /// JSON.
+    pub(super) body: Option<String>,
+    /// How long it may take, answer included; for ever, if that is up to the compute's work.
+    pub(super) within: Option<Duration>,
+}
+
+impl Request {
+    /// Reads something that is at hand.
+    pub(super) fn get(path: &'static str) -> Self {
+        Request { method: Method::GET, ..Request::post(path, limits::CLIENT_READ) }
+    }
+
+    /// Has something done.
+    pub(super) fn post(path: &'static str, within: impl Into<Option<Duration>>) -> Self {
+        Request { method: Method::POST, path, query: Vec::new(), body: None, within: within.into() }
+    }
+}
+
+/// A yes.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Vec<u8>,
+}
+
+/// What `/status` says. Fields that the original has not are optional, and may be of any shape.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Status {
+    pub(super) start_time: String,
+    pub(super) tenant: Option<String>,
+    pub(super) timeline: Option<String>,
+    pub(super) status: ComputeStatus,
+    pub(super) last_active: Option<String>,
+    pub(super) error: Option<String>,
+    #[serde(flatten)]
+    pub(super) more: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The body of a refusal.
@@ -93,24 +145,82 @@ impl Compute {
     /// What the compute would change if this config, as JSON, was sent to `/configure`. Takes at most
     /// [`limits::PLAN`].
     pub(super) async fn plan(&self, config: String) -> Result<PlanDocument, ClientError> {
-        control_plane::init_tls();
-        let url = self.base.join("plan").unwrap_or_else(|_| self.base.clone());
-        let client = control_plane::client(url.as_str(), limits::PLAN).map_err(ClientError::Client)?;
-        let mut request = client.post(url).header(CONTENT_TYPE, "application/json").body(config);
+        let answer = self.ask(Request { body: Some(config), ..Request::post("plan", limits::PLAN) }).await?;
+        self.decoded(&answer.body)
+    }
+
+    /// What the compute says of itself.
+    pub(super) async fn status(&self) -> Result<(Status, Answer), ClientError> {
+        let answer = self.ask(Request::get("status")).await?;
+        Ok((self.decoded(&answer.body)?, answer))
+    }
+
+    /// Its changes of state as they happen, those after `last` first if it still knows them. Nothing if it has no
+    /// such route, as the original has not.
+    pub(super) async fn events(&self, last: Option<&str>) -> Result<Option<Events>, ClientError> {
+        let request = Request { within: None, ..Request::get("events") };
+        let mut builder = self.prepared(&request)?.header(ACCEPT, "text/event-stream");
+        if let Some(last) = last {
+            builder = builder.header("last-event-id", last);
+        }
+        let answer = builder.send().await.map_err(|error| self.transport(error))?;
+        match answer.status() {
+            StatusCode::OK => Ok(Some(Events::new(answer))),
+            StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => Ok(None),
+            status => Err(self.refused(status, &self.body(answer).await?)),
+        }
+    }
+
+    /// Asks, and takes any of the codes below 400 for a yes, as the original's clients do.
+    pub(super) async fn ask(&self, request: Request) -> Result<Answer, ClientError> {
+        let answer = self.prepared(&request)?.send().await.map_err(|error| self.transport(error))?;
+        let status = answer.status();
+        let body = self.body(answer).await?;
+        if status.is_success() { Ok(Answer { status, body }) } else { Err(self.refused(status, &body)) }
+    }
+
+    fn prepared(&self, request: &Request) -> Result<RequestBuilder, ClientError> {
+        let mut url = self.base.join(request.path).unwrap_or_else(|_| self.base.clone());
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&request.query);
+        }
+        let mut builder = self.client(request.within)?.request(request.method.clone(), url);
+        if let Some(body) = &request.body {
+            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
         if let Some(token) = &self.token {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.reveal()))
                 .map_err(|_| ClientError::Token)?;
             value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
+            builder = builder.header(AUTHORIZATION, value);
         }
-        let answer = request.send().await.map_err(|error| self.transport(error))?;
-        let status = answer.status();
-        let body = self.body(answer).await?;
-        if status != StatusCode::OK {
-            let error = serde_json::from_slice(&body).ok().map(|Refusal { error }| error);
-            return Err(ClientError::Refused { at: self.at(), status, error });
-        }
-        control_plane::decode(&body).map_err(|fault| ClientError::Format { at: self.at(), fault })
+        Ok(builder)
+    }
+
+    fn client(&self, within: Option<Duration>) -> Result<Client, ClientError> {
+        let settings = || {
+            let builder = Client::builder().connect_timeout(limits::CLIENT_CONNECT);
+            match within {
+                Some(within) => builder.timeout(within),
+                None => builder,
+            }
+        };
+        control_plane::trusting_client(self.base.as_str(), settings).map_err(ClientError::Client)
+    }
+
+    /// A body as what it should be.
+    pub(super) fn decoded<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
+        control_plane::decode(body).map_err(|fault| ClientError::Format { at: self.at(), fault })
+    }
+
+    fn refused(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        let refusal = serde_json::from_slice(body).map(|Refusal { error }| error);
+        // Faults of a query are bare text in the original, and here.
+        let error = refusal.ok().or_else(|| {
+            let text = String::from_utf8_lossy(body).trim().to_owned();
+            (!text.is_empty()).then_some(text)
+        });
+        ClientError::Refused { at: self.at(), status, error }
     }
 
     async fn body(&self, mut answer: Response) -> Result<Vec<u8>, ClientError> {

@@ -17,6 +17,10 @@ pub enum ExitCode {
     /// 2: `plan` has found something to change. The number is the one that tools of this kind use, and that of bad
     /// arguments too, which `plan` tells on stderr.
     Changes,
+    /// 3: a compute answers, but its Postgres does not serve, or not as waited for.
+    NotServing,
+    /// 4: a compute was not terminated, because somebody uses it.
+    Busy,
     /// 65: a journal to replay is no journal, or does not lead to the states it names.
     BadJournal,
     /// 66: a config, spec or journal file cannot be read.
@@ -52,6 +56,8 @@ impl ExitCode {
             Self::Ok => 0,
             Self::Failure => 1,
             Self::Usage | Self::Changes => 2,
+            Self::NotServing => 3,
+            Self::Busy => 4,
             Self::BadJournal => 65,
             Self::Unreadable => 66,
             Self::NoPostgres => 69,

@@ -1,7 +1,7 @@
 //! The sub-command `plan`: what a spec would change, on a server or on a running compute. Nothing is changed.
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -9,8 +9,9 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, Compute};
-use super::options::{UsageFault, invalid, privileged_role_name};
-use super::{Environment, ExitCode, args::PlanArgs, check};
+use super::options::{UsageFault, privileged_role_name};
+use super::remote;
+use super::{Environment, ExitCode, Streams, args::PlanArgs, check};
 use crate::catalog::show::{self, ScriptError, Style, visible};
 use crate::catalog::{ApplyError, ConnectError, ConnectionSettings, Options, PlanDocument, Profile};
 use crate::limits;
@@ -19,9 +20,6 @@ use crate::spec::document::{ComputeConfig, ComputeSpec};
 use crate::spec::fault::{self, Checked, Fault, JsonPath, Severity};
 use crate::spec::resolve::{self, ResolveError, ResolvedSpec};
 use crate::telemetry::chain;
-
-/// Holds the token for a compute's external server when `--token` does not.
-const TOKEN_VARIABLE: &str = "COMPUTE_CTL_TOKEN";
 
 /// What `plan` is asked for.
 #[derive(Clone, Debug)]
@@ -83,12 +81,7 @@ impl PlanOptions {
                 privileged_role_name(&args.privileged_role_name)?;
                 Target::Server { connstr, privileged_role: args.privileged_role_name }
             }
-            None => {
-                let token = args.token.or_else(|| environment.text(TOKEN_VARIABLE).map(Secret::new));
-                let compute = Compute::new(&args.url, token)
-                    .map_err(|fault| invalid(format!("invalid --url: {fault}")))?;
-                Target::Compute(compute)
-            }
+            None => Target::Compute(remote::compute(args.url, args.token, environment)?),
         };
         let is_set = |name| (environment.var)(name).is_some_and(|value: OsString| !value.is_empty());
         let dumb = environment.text("TERM").is_some_and(|terminal| terminal == "dumb");
@@ -114,18 +107,6 @@ impl PlanOptions {
             Color::Never => false,
         }
     }
-}
-
-/// The streams of the process.
-pub struct Streams<'a> {
-    /// Read for the file `-`.
-    pub input: &'a mut dyn Read,
-    /// Gets the plan; with `--json` one JSON object whatever happens.
-    pub out: &'a mut dyn Write,
-    /// Whether `out` is a terminal.
-    pub terminal: bool,
-    /// Gets faults and notes.
-    pub err: &'a mut dyn Write,
 }
 
 /// Why there is no plan.
@@ -178,7 +159,7 @@ pub fn run(options: &PlanOptions, streams: &mut Streams<'_>) -> ExitCode {
         Err(exit) => return exit,
     };
     let shown = plan(options, checked, &text).and_then(|document| {
-        let style = Style { color: options.has_color(streams.terminal), all: options.all };
+        let style = Style { color: options.has_color(streams.out_is_terminal), all: options.all };
         let text = match options.form {
             Form::People => document.for_people(style),
             Form::Json => document.to_json()? + "\n",
@@ -198,16 +179,15 @@ pub fn run(options: &PlanOptions, streams: &mut Streams<'_>) -> ExitCode {
             return ExitCode::Failure;
         }
     };
-    match streams.out.write_all(text.as_bytes()).and_then(|()| streams.out.flush()) {
-        Ok(()) => exit,
-        // A reader that has seen enough (`| head`) is no failure.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
-        Err(_) => ExitCode::Failure,
-    }
+    streams.finish(&text, exit)
 }
 
 /// Reads and judges the file as `check` does, and tells what it finds in the same form.
-fn read(file: &Path, json: bool, streams: &mut Streams<'_>) -> Result<(Checked, String), ExitCode> {
+pub(super) fn read(
+    file: &Path,
+    json: bool,
+    streams: &mut Streams<'_>,
+) -> Result<(Checked, String), ExitCode> {
     let stdin = Path::new("<stdin>");
     let (name, text) = match file == Path::new("-") {
         true => (stdin, fault::read_text(&mut *streams.input, stdin)),
@@ -224,7 +204,7 @@ fn read(file: &Path, json: bool, streams: &mut Streams<'_>) -> Result<(Checked, 
                     position: None,
                     severity: Severity::Fault,
                     found: "missing".to_owned(),
-                    expected: "a spec, to be compared with what is there".to_owned(),
+                    expected: "a spec, which says what is to be there".to_owned(),
                 });
             }
             (report, checked.map(|checked| (checked, text)), ExitCode::BadConfig)
@@ -258,7 +238,7 @@ fn plan(options: &PlanOptions, checked: Checked, text: &str) -> Result<PlanDocum
 }
 
 /// The document as it stands in the file; a bare spec in the shape which computes take.
-fn request(checked: &Checked, text: &str) -> String {
+pub(super) fn request(checked: &Checked, text: &str) -> String {
     if checked.spec_path == JsonPath::root() {
         format!("{{\"spec\":{text},\"compute_ctl_config\":{{\"jwks\":{{\"keys\":[]}}}}}}")
     } else {

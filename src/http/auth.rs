@@ -88,6 +88,13 @@ impl Auth {
         matches!(*self.0, Rule::Open)
     }
 
+    /// Whether a request with this token is let through.
+    #[cfg(test)]
+    pub(crate) fn admits(&self, token: &str) -> bool {
+        let token = warp::http::HeaderValue::from_str(&format!("Bearer {token}")).expect("a token is ASCII");
+        self.check(&HeaderMap::from_iter([(AUTHORIZATION, token)])).is_ok()
+    }
+
     /// Lets a request through, or says why not.
     pub(super) fn check(&self, headers: &HeaderMap) -> Result<(), Denied> {
         match &*self.0 {

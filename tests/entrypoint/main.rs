@@ -3,6 +3,7 @@
 // Helpers here are test code as well, though the lint sees that of `#[test]` functions only.
 #![allow(clippy::unwrap_used)]
 
+mod client;
 mod crash;
 mod logging;
 mod plan;
