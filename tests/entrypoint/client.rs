@@ -39,7 +39,7 @@ fn empty(place: &Place) -> Node<'_> {
 #[test]
 fn a_person_can_do_with_a_compute_what_there_is_to_do() {
     let place = Place::new();
-    let node = empty(&place);
+    let _node = empty(&place);
     let (exit, out, err) = person(&place, &["status"]);
     assert!(exit == 3 && out.starts_with("status       empty\n"), "{exit}: {out}{err}");
     let waiting = command(&place, &["status", "--until", "running", "--json"]).spawn().unwrap();
