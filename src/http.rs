@@ -7,7 +7,8 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`server`] | binding, accepting, limits on connections, graceful stop |
-//! | `routes` | which request goes where; what is checked before it does |
+//! | `routes` | what there is to ask for, and the work |
+//! | `dispatch` | which request goes where; what is checked before it does |
 //! | `body`, `query` | what requests carry |
 //! | [`auth`] | tokens |
 //! | `response` | the one place that knows status codes and bodies |
@@ -25,6 +26,7 @@ use crate::telemetry::Metrics;
 
 pub mod auth;
 mod body;
+mod dispatch;
 mod query;
 mod response;
 mod routes;

@@ -10,10 +10,10 @@ use jiff::tz::Offset;
 use serde::Serialize;
 use warp::http::StatusCode;
 use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use warp::reject::{Reject, Rejection};
 use warp::reply::{Reply, Response};
 
 use super::auth::Denied;
+use super::dispatch::Missing;
 use super::{Identity, SpecIntake};
 use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
 use crate::limits;
@@ -302,22 +302,16 @@ pub(super) fn metrics(text: Result<String, impl Display>) -> Result<Response, Pr
     }
 }
 
-/// A path that exists, asked with a method that does not.
-#[derive(Debug)]
-pub(super) struct WrongMethod {
-    pub(super) allow: &'static str,
-}
-
-impl Reject for WrongMethod {}
-
-/// A request that no route took: 405 if the path exists, otherwise 404. Neither has a body.
-pub(super) fn not_routed(rejection: &Rejection) -> Response {
-    let Some(WrongMethod { allow }) = rejection.find() else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
-    let mut response = StatusCode::METHOD_NOT_ALLOWED.into_response();
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-    response
+/// A request that finds no operation: 405 if the path exists, otherwise 404. Neither has a body.
+pub(super) fn not_routed(missing: Missing) -> Response {
+    match missing {
+        Missing::Path => StatusCode::NOT_FOUND.into_response(),
+        Missing::Method(allow) => {
+            let mut response = StatusCode::METHOD_NOT_ALLOWED.into_response();
+            response.headers_mut().insert(ALLOW, allow);
+            response
+        }
+    }
 }
 
 /// 400: the request id cannot be sent back.

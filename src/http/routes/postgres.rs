@@ -7,7 +7,7 @@ use std::sync::Arc;
 use compute_states::ComputeStatus;
 use serde::Deserialize;
 
-use super::{Guarded, Handled, Received, Shared, query};
+use super::{Handled, Received, Request, Shared, query};
 use crate::catalog::Profile;
 use crate::catalog::requests::{ExtensionInstallRequest, SetRoleGrantsRequest};
 use crate::http::response::Problem;
@@ -15,29 +15,26 @@ use crate::http::response::postgres as response;
 use crate::spec::document::ConfigurationRequest;
 use crate::spec::store::StoredSpec;
 
-pub(super) async fn list(shared: Guarded) -> Handled {
-    response::listing(shared?.context.postgres.list().await)
+pub(super) async fn list(Request { shared, .. }: Request) -> Handled {
+    response::listing(shared.context.postgres.list().await)
 }
 
-pub(super) async fn dump_schema(shared: Guarded, query: Option<String>) -> Handled {
+pub(super) async fn dump_schema(Request { shared, query, .. }: Request) -> Handled {
     #[derive(Deserialize)]
     struct Query {
         database: String,
     }
-    let shared = shared?;
     let Query { database } =
         query::parse(&query.unwrap_or_default()).map_err(|error| Problem::bad_query_json(&error))?;
     response::schema(shared.context.postgres.dump_schema(&database).await)
 }
 
-pub(super) async fn check_writability(shared: Guarded) -> Handled {
-    let shared = shared?;
+pub(super) async fn check_writability(Request { shared, .. }: Request) -> Handled {
     must_run(&shared)?;
     response::writable(shared.context.postgres.check_writability().await)
 }
 
-pub(super) async fn insights(shared: Guarded) -> Handled {
-    let shared = shared?;
+pub(super) async fn insights(Request { shared, .. }: Request) -> Handled {
     must_run(&shared)?;
     response::insights(shared.context.postgres.insights().await)
 }
