@@ -9,7 +9,8 @@
 //! | [`server`] | binding, accepting, limits on connections, graceful stop |
 //! | `routes` | which request goes where; what is checked before it does |
 //! | `body`, `query` | what requests carry |
-//! | [`auth`] | tokens |
+//! | [`auth`], `site` | tokens; what stands in for them where none is needed |
+//! | `seat` | what a connection is counted as |
 //! | `response` | the one place that knows status codes and bodies |
 
 use std::sync::Arc;
@@ -28,7 +29,9 @@ mod body;
 mod query;
 mod response;
 mod routes;
+mod seat;
 pub mod server;
+mod site;
 
 pub use auth::Auth;
 pub use routes::{external, internal};

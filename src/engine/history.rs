@@ -225,7 +225,10 @@ mod tests {
     #[tokio::test]
     async fn one_follows_the_other_until_the_newest() {
         let history = filled(3);
-        assert_eq!((seq(history.after(0)), seq(history.after(2)), seq(history.after(3))), (Some(1), Some(3), None));
+        assert_eq!(
+            (seq(history.after(0)), seq(history.after(2)), seq(history.after(3))),
+            (Some(1), Some(3), None)
+        );
         assert!(filled(0).after(0).is_none());
     }
 

@@ -25,6 +25,7 @@ use super::response::{self, Problem, View, WrongMethod};
 use crate::limits;
 use crate::spec::document::{ConfigurationRequest, PromotionRequest};
 
+mod live;
 mod postgres;
 
 /// Carries the number by which a request is found in the logs.
@@ -78,6 +79,12 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
         guarded("/database_schema", READ, &shared).and(query()).then(postgres::dump_schema).boxed(),
         guarded("/check_writability", WORK, &shared).then(postgres::check_writability).boxed(),
         guarded("/insights", READ, &shared).then(postgres::insights).boxed(),
+        guarded("/history", READ, &shared).and(query()).map(live::history).boxed(),
+        live::events(&shared),
+        guarded("/fsm", READ, &shared).map(live::graph).boxed(),
+        guarded("/refresh_configuration", WORK, &shared).then(refresh_by_hand).boxed(),
+        live::page(&shared),
+        live::front(&shared),
     ])
 }
 
@@ -161,6 +168,12 @@ async fn terminate(shared: Guarded, query: Option<String>) -> Handled {
 async fn refresh(shared: Arc<Shared>) -> Handled {
     // Whatever comes of it: each call is a sign of trouble with a pageserver.
     shared.context.metrics.refresh_requested();
+    response::answered(shared.context.engine.refresh().await, shared.view())
+}
+
+/// The same for a person, and so no sign of trouble.
+async fn refresh_by_hand(shared: Guarded) -> Handled {
+    let shared = shared?;
     response::answered(shared.context.engine.refresh().await, shared.view())
 }
 

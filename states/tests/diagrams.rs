@@ -49,7 +49,9 @@ fn files_are_what_the_code_draws() {
     let found: BTreeSet<String> = fs::read_dir(&directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| Path::new(name).extension().is_some_and(|kind| kind == "mmd" || kind == "md" || kind == "json"))
+        .filter(|name| {
+            Path::new(name).extension().is_some_and(|kind| kind == "mmd" || kind == "md" || kind == "json")
+        })
         .collect();
     assert_eq!(found, expected, "a diagram that nothing draws");
 }
