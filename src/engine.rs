@@ -12,6 +12,7 @@
 //! | [`effects`] | spawning, cancelling, one result each |
 //! | [`journal`] | the ring of what happened, its file, its replay |
 //! | [`status`] | what is published |
+//! | [`history`] | the last transitions, which are published too |
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,12 +31,14 @@ use crate::limits;
 use crate::telemetry::Metrics;
 
 pub mod effects;
+pub mod history;
 pub mod journal;
 pub mod queue;
 pub mod status;
 pub mod world;
 
 use effects::Effects;
+use history::{Change, Recorder};
 use journal::Journal;
 pub use journal::Recording;
 use queue::{Answer, Control, Envelope, Input};
@@ -71,6 +74,7 @@ pub struct Engine<W: World> {
     published: watch::Sender<Arc<Snapshot>>,
     /// What is published, to look at without the lock.
     snapshot: Arc<Snapshot>,
+    history: Recorder,
     effects: Effects<W>,
     replies: HashMap<RequestId, oneshot::Sender<Answer>>,
     journal: Journal,
@@ -93,7 +97,8 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
     let (sender, queue) = mpsc::channel(limits::QUEUE);
     let snapshot = Arc::new(Snapshot::first(&machine));
     let (published, snapshots) = watch::channel(snapshot.clone());
-    let handle = Handle::new(sender.clone(), snapshots, metrics.clone());
+    let history = Recorder::new(machine.status());
+    let handle = Handle::new(sender.clone(), snapshots, history.watch(), metrics.clone());
     let engine = Engine {
         journal: Journal::new(&machine),
         effects: Effects::new(world, sender.downgrade(), metrics.clone()),
@@ -101,6 +106,7 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
         queue,
         published,
         snapshot,
+        history,
         replies: HashMap::new(),
         metrics,
         spec: None,
@@ -244,6 +250,15 @@ impl<W: World> Engine<W> {
         let mut next = Snapshot::clone(&self.snapshot);
         next.follow(&self.machine, self.spec, event, note);
         next.promotion = promotion;
+        if next.status != self.snapshot.status {
+            let failed = next.status == ComputeStatus::Failed;
+            self.history.push(Change {
+                to: next.status,
+                cause: verdict.cause(),
+                epoch: history::concerned(event),
+                error: next.error.clone().filter(|_| failed),
+            });
+        }
         self.snapshot = Arc::new(next);
         self.published.send_replace(self.snapshot.clone());
     }

@@ -10,7 +10,8 @@
 //! | `routes` | what there is to ask for, and the work |
 //! | `dispatch` | which request goes where; what is checked before it does |
 //! | `body`, `query` | what requests carry |
-//! | [`auth`] | tokens |
+//! | [`auth`], `site` | tokens; what stands in for them where none is needed |
+//! | `seat` | what a connection is counted as |
 //! | `response` | the one place that knows status codes and bodies |
 
 use std::sync::Arc;
@@ -30,7 +31,9 @@ mod dispatch;
 mod query;
 mod response;
 mod routes;
+mod seat;
 pub mod server;
+mod site;
 
 pub use auth::Auth;
 pub use routes::{external, internal};

@@ -25,6 +25,10 @@ pub const JOURNAL: usize = 1024;
 /// machine for each event would cost more than handling the event. Divides [`JOURNAL`].
 pub const JOURNAL_STRETCH: usize = 128;
 
+/// Transitions that are kept to be shown: a reconfiguration makes three, so this reaches back over some eighty. It is
+/// copied for each transition, so it must not be large.
+pub const HISTORY: usize = 256;
+
 /// How long cancelled work may take to end and reap its processes before it is dropped. Killing a process
 /// group takes milliseconds; this is for a machine under load.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(3);
@@ -524,6 +528,14 @@ pub const HTTP_PORT_TRIES: usize = 16;
 /// Seconds after which a client that found the queue full may try again. The queue drains in less than a
 /// millisecond; one second is the least the header can say.
 pub const HTTP_RETRY_AFTER: u64 = 1;
+
+/// Connections that watch `GET /events`. They do not count as [`HTTP_CONNECTIONS`], so that however many watch, others
+/// are served. A watcher costs some ten KiB, nearly all of it for its connection, and a file descriptor.
+pub const HTTP_WATCHERS: usize = 2048;
+
+/// Silence after which a watcher is sent a comment: less than the minute after which proxies commonly give up on a
+/// silent answer. It also is what finds out that a peer has vanished.
+pub const EVENTS_HEARTBEAT: Duration = Duration::from_secs(15);
 
 // ---- control plane ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use compute_states::{Event, Lsn, Reply, RequestId, SpecOutline, TerminateMode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::history::History;
 use super::{PromotionTimes, Recording, Snapshot};
 use crate::limits;
 use crate::telemetry::Metrics;
@@ -74,6 +75,7 @@ pub struct Handle {
     places: Arc<Semaphore>,
     next_request: Arc<AtomicU64>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    history: watch::Receiver<Arc<History>>,
     metrics: Arc<Metrics>,
 }
 
@@ -81,6 +83,7 @@ impl Handle {
     pub(super) fn new(
         queue: mpsc::Sender<Envelope>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
+        history: watch::Receiver<Arc<History>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Handle {
@@ -88,6 +91,7 @@ impl Handle {
             places: Arc::new(Semaphore::new(limits::QUEUE - limits::QUEUE_RESERVE)),
             next_request: Arc::new(AtomicU64::new(1)),
             snapshots,
+            history,
             metrics,
         }
     }
@@ -100,6 +104,16 @@ impl Handle {
     /// To be told of each change of what is published.
     pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
+    }
+
+    /// The last transitions. Never waits and never enters the queue.
+    pub fn history(&self) -> Arc<History> {
+        self.history.borrow().clone()
+    }
+
+    /// To be told of each transition. Ends with the loop.
+    pub fn watch_history(&self) -> watch::Receiver<Arc<History>> {
+        self.history.clone()
     }
 
     /// Events that wait now.

@@ -9,7 +9,9 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgo
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 use warp::http::HeaderMap;
-use warp::http::header::{AUTHORIZATION, ORIGIN};
+use warp::http::header::AUTHORIZATION;
+
+use super::site::{self, Foreign};
 
 /// How far the clock of whoever signed a token may be off, in seconds (http-api, section 3).
 const LEEWAY: f64 = 60.0;
@@ -48,6 +50,8 @@ pub(super) enum Denied {
     OtherComputeId,
     #[error("requests from web pages are not accepted without a token")]
     WebPage,
+    #[error("requests to other hosts than localhost are not accepted without a token")]
+    OtherHost,
 }
 
 #[derive(Deserialize)]
@@ -98,9 +102,10 @@ impl Auth {
     /// Lets a request through, or says why not.
     pub(super) fn check(&self, headers: &HeaderMap) -> Result<(), Denied> {
         match &*self.0 {
-            // Any page in a browser on this machine can send requests here, and browsers say so.
-            Rule::Open if headers.contains_key(ORIGIN) => Err(Denied::WebPage),
-            Rule::Open => Ok(()),
+            Rule::Open => site::check(headers).map_err(|foreign| match foreign {
+                Foreign::Page => Denied::WebPage,
+                Foreign::Host => Denied::OtherHost,
+            }),
             Rule::Tokens { keys, compute_id } => {
                 let token = bearer(headers).ok_or(Denied::NoToken)?;
                 let claims = keys.iter().find_map(|key| key.verify(token)).ok_or(Denied::Unverified)?;
@@ -332,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_server_still_turns_web_pages_away() {
+    fn an_open_server_still_turns_other_web_pages_away() {
         let auth = Auth::open();
         let mut headers = HeaderMap::new();
         assert_eq!(auth.check(&headers), Ok(()));

@@ -22,6 +22,7 @@ use super::Context;
 use super::body::{Received, Room};
 use super::query::query;
 use super::response::{self, Problem, View};
+use super::seat::Seat;
 
 /// Carries the number by which a request is found in the logs.
 const REQUEST_ID: &str = "x-request-id";
@@ -93,7 +94,9 @@ pub(super) struct Request {
     pub(super) shared: Arc<Shared>,
     /// What is behind the question mark, if there is one.
     pub(super) query: Option<String>,
-    headers: HeaderMap,
+    pub(super) headers: HeaderMap,
+    /// That of its connection, if it came over one.
+    pub(super) seat: Option<Seat>,
     body: Body,
 }
 
@@ -141,8 +144,9 @@ pub(super) fn serve(context: Context, operations: Vec<Operation>) -> BoxedFilter
         .and(warp::path::full())
         .and(warp::header::headers_cloned())
         .and(query())
+        .and(warp::ext::optional::<Seat>())
         .and(warp::body::stream())
-        .then(move |method, path, headers: HeaderMap, query, body| {
+        .then(move |method, path, headers: HeaderMap, query, seat, body| {
             let (shared, table) = (shared.clone(), table.clone());
             async move {
                 // The id must be readable, because it goes into the log.
@@ -154,7 +158,7 @@ pub(super) fn serve(context: Context, operations: Vec<Operation>) -> BoxedFilter
                 let seen = Seen::new(id, method, path);
                 let response = match table.find(&seen.method, seen.path.as_str()) {
                     Ok(operation) => {
-                        let request = Request { shared, query, headers, body: whole(body) };
+                        let request = Request { shared, query, headers, seat, body: whole(body) };
                         operation.run(request).await.into_response()
                     }
                     Err(missing) => response::not_routed(missing),

@@ -2,9 +2,11 @@
 
 use std::convert::Infallible;
 use std::future::ready;
+use std::str::FromStr;
 
-use serde::de::DeserializeOwned;
 use serde::de::value::{self, MapDeserializer};
+use serde::de::{DeserializeOwned, Error, Unexpected};
+use serde::{Deserialize, Deserializer};
 use warp::Filter;
 
 /// Why a query is not what it should be.
@@ -19,4 +21,10 @@ pub(super) fn query() -> impl Filter<Extract = (Option<String>,), Error = Infall
 pub(super) fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Fault> {
     let pairs = form_urlencoded::parse(query.as_bytes());
     serde_path_to_error::deserialize(MapDeserializer::<_, value::Error>::new(pairs))
+}
+
+/// A field that is a number, if it is there.
+pub(super) fn number<'de, D: Deserializer<'de>, T: FromStr>(field: D) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(field)?;
+    text.parse().map(Some).map_err(|_| D::Error::invalid_value(Unexpected::Str(&text), &"a whole number"))
 }

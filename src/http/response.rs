@@ -19,6 +19,8 @@ use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
 use crate::limits;
 use crate::storage::{Phase, Progress};
 
+pub(super) mod live;
+pub(super) mod page;
 pub(super) mod postgres;
 
 /// A request that cannot be served.
@@ -126,7 +128,9 @@ impl From<Denied> for Problem {
         let status = match denied {
             Denied::NoToken => StatusCode::BAD_REQUEST,
             Denied::Unverified | Denied::NoAudience | Denied::OtherAudience => StatusCode::UNAUTHORIZED,
-            Denied::NoComputeId | Denied::OtherComputeId | Denied::WebPage => StatusCode::FORBIDDEN,
+            Denied::NoComputeId | Denied::OtherComputeId | Denied::WebPage | Denied::OtherHost => {
+                StatusCode::FORBIDDEN
+            }
         };
         Problem::new(status, denied.to_string())
     }

@@ -17,28 +17,35 @@ use super::response::{self, Problem};
 use crate::limits;
 use crate::spec::document::{ConfigurationRequest, PromotionRequest};
 
+mod live;
 mod postgres;
 
 /// The routes of the external server, which the control plane uses.
 pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     use Access::{Anyone, Token};
     const SPEC: usize = limits::HTTP_CONFIGURE_BYTES;
-    dispatch::serve(
-        context,
-        vec![
-            Operation::get("/status", Token, asked(status)),
-            Operation::get("/metrics", Anyone, asked(metrics)),
-            Operation::post("/configure", Token, json(SPEC, configure)),
-            // Faults of the body are bare text here, as in the original.
-            Operation::post("/promote", Token, json_or(SPEC, Problem::plainly, promote)),
-            Operation::post("/plan", Token, json(SPEC, postgres::plan)),
-            Operation::post("/terminate", Token, asked(terminate)),
-            Operation::get("/dbs_and_roles", Token, asked(postgres::list)),
-            Operation::get("/database_schema", Token, asked(postgres::dump_schema)),
-            Operation::post("/check_writability", Token, asked(postgres::check_writability)),
-            Operation::get("/insights", Token, asked(postgres::insights)),
-        ],
-    )
+    let open = context.auth.is_open();
+    let mut operations = vec![
+        Operation::get("/status", Token, asked(status)),
+        Operation::get("/metrics", Anyone, asked(metrics)),
+        Operation::post("/configure", Token, json(SPEC, configure)),
+        // Faults of the body are bare text here, as in the original.
+        Operation::post("/promote", Token, json_or(SPEC, Problem::plainly, promote)),
+        Operation::post("/plan", Token, json(SPEC, postgres::plan)),
+        Operation::post("/terminate", Token, asked(terminate)),
+        Operation::get("/dbs_and_roles", Token, asked(postgres::list)),
+        Operation::get("/database_schema", Token, asked(postgres::dump_schema)),
+        Operation::post("/check_writability", Token, asked(postgres::check_writability)),
+        Operation::get("/insights", Token, asked(postgres::insights)),
+        Operation::get("/history", Token, asked(live::history)),
+        Operation::get("/events", Token, asked(live::events)),
+        Operation::get("/fsm", Token, asked(live::graph)),
+        Operation::post("/refresh_configuration", Token, asked(refresh_by_hand)),
+        Operation::get("/ui", Anyone, asked(live::page)),
+    ];
+    // Where nobody needs a token, the page is also what a person finds who opens the server's address.
+    operations.extend(open.then(|| Operation::get("/", Anyone, asked(live::page))));
+    dispatch::serve(context, operations)
 }
 
 /// The routes of the internal server, which Postgres uses.
@@ -106,6 +113,11 @@ async fn terminate(Request { shared, query, .. }: Request) -> Handled {
 async fn refresh(Request { shared, .. }: Request) -> Handled {
     // Whatever comes of it: each call is a sign of trouble with a pageserver.
     shared.context.metrics.refresh_requested();
+    response::answered(shared.context.engine.refresh().await, shared.view())
+}
+
+/// The same for a person, and so no sign of trouble.
+async fn refresh_by_hand(Request { shared, .. }: Request) -> Handled {
     response::answered(shared.context.engine.refresh().await, shared.view())
 }
 

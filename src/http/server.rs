@@ -22,6 +22,7 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use super::Context;
+use super::seat::Seat;
 use crate::limits;
 
 /// Where the two servers listen.
@@ -225,6 +226,7 @@ fn listen(address: SocketAddr) -> Result<Bound, (SocketAddr, io::Error)> {
 struct Server {
     routes: BoxedFilter<(Response,)>,
     places: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
     builder: Builder<TokioExecutor>,
     shutdown: CancellationToken,
 }
@@ -247,6 +249,7 @@ impl Server {
         Server {
             routes,
             places: Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS)),
+            watchers: Arc::new(Semaphore::new(limits::HTTP_WATCHERS)),
             builder,
             shutdown: shutdown.clone(),
         }
@@ -267,9 +270,9 @@ impl Server {
                 None => break,
                 Some(Ok((stream, _))) => {
                     let (server, abort) = (server.clone(), abort.clone());
+                    let seat = Seat::new(place, server.watchers.clone());
                     connections.spawn(async move {
-                        abort.run_until_cancelled(server.connection(stream)).await;
-                        drop(place);
+                        abort.run_until_cancelled(server.connection(stream, seat)).await;
                     });
                 }
                 Some(Err(error)) => {
@@ -280,14 +283,15 @@ impl Server {
         }
     }
 
-    async fn connection(&self, stream: TcpStream) {
+    async fn connection(&self, stream: TcpStream, seat: Seat) {
         // Answers are small and complete; waiting to fill a packet only delays them. Without it they still go.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
         let begun = CancellationToken::new();
         let first = begun.clone();
-        let service = hyper::service::service_fn(move |request| {
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
             first.cancel();
+            request.extensions_mut().insert(seat.clone());
             service.call(request)
         });
         let mut connection = std::pin::pin!(self.builder.serve_connection(TokioIo::new(stream), service));

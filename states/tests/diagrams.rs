@@ -37,17 +37,21 @@ fn check(path: &Path, drawn: &str) {
 #[test]
 fn files_are_what_the_code_draws() {
     let directory = root().join("diagrams");
-    let mut expected = BTreeSet::from(["transitions.md".to_owned()]);
+    let mut expected = BTreeSet::from(["transitions.md".to_owned(), "overview.json".to_owned()]);
     for slice in Slice::ALL {
         let name = format!("{slice}.mmd");
         check(&directory.join(&name), &diagram::draw(&WALK, slice, Format::Mermaid));
         expected.insert(name);
     }
     check(&directory.join("transitions.md"), &diagram::draw(&WALK, Slice::Overview, Format::Table));
+    // Served by `GET /fsm`, so that a compute need not walk its machine.
+    check(&directory.join("overview.json"), &diagram::draw(&WALK, Slice::Overview, Format::Json));
     let found: BTreeSet<String> = fs::read_dir(&directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| Path::new(name).extension().is_some_and(|kind| kind == "mmd" || kind == "md"))
+        .filter(|name| {
+            Path::new(name).extension().is_some_and(|kind| kind == "mmd" || kind == "md" || kind == "json")
+        })
         .collect();
     assert_eq!(found, expected, "a diagram that nothing draws");
 }

@@ -6,6 +6,7 @@
 mod support;
 
 mod lifecycle;
+mod live;
 mod postgres;
 mod promotion;
 mod requests;

@@ -1,0 +1,255 @@
+//! Answers about the course of the compute: its history, its events as they come, its graph.
+
+use std::convert::Infallible;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use compute_states::ComputeStatus;
+use futures_util::stream;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use warp::http::StatusCode;
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use warp::reply::{Reply, Response};
+
+use super::{Problem, json, with_letter};
+use crate::engine::history::{History, Next, Transition};
+use crate::limits;
+
+/// The overview of the machine, as the generator of the diagrams draws it. A test keeps the file true.
+const OVERVIEW: &str = include_str!("../../../diagrams/overview.json");
+
+/// Kept for watchers that hear nothing else: a comment (HTML, section 9.2).
+const HEARTBEAT: Bytes = Bytes::from_static(b": still here\n\n");
+
+#[derive(Serialize)]
+struct HistoryBody<'a> {
+    #[serde(flatten)]
+    present: Present,
+    dropped: u64,
+    transitions: Vec<TransitionBody<'a>>,
+}
+
+/// The status now, and for how long.
+#[derive(Serialize)]
+struct Present {
+    began: String,
+    status: ComputeStatus,
+    since: String,
+    in_status_ms: u64,
+    last: u64,
+}
+
+#[derive(Serialize)]
+struct TransitionBody<'a> {
+    seq: u64,
+    from: ComputeStatus,
+    to: ComputeStatus,
+    /// The name by which diagrams (as JSON) and metrics know it too.
+    cause: Option<String>,
+    label: Option<String>,
+    time: String,
+    lasted_ms: u64,
+    epoch: Option<u64>,
+    error: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct GapBody {
+    lost: Option<u64>,
+    after: u64,
+}
+
+impl Present {
+    fn of(history: &History) -> Self {
+        Present {
+            began: with_letter(history.began),
+            status: history.status,
+            since: with_letter(history.since),
+            in_status_ms: milliseconds(history.time_in_status()),
+            last: history.last(),
+        }
+    }
+}
+
+impl<'a> TransitionBody<'a> {
+    fn of(transition: &'a Transition) -> Self {
+        TransitionBody {
+            seq: transition.seq,
+            from: transition.from,
+            to: transition.to,
+            cause: transition.cause.map(|cause| format!("{cause:?}")),
+            label: transition.cause.map(|cause| cause.to_string()),
+            time: with_letter(transition.at),
+            lasted_ms: milliseconds(transition.lasted),
+            epoch: transition.epoch.map(|epoch| epoch.0),
+            error: transition.error.as_deref(),
+        }
+    }
+}
+
+/// The answer of `GET /history`: the newest `limit` transitions of those that are kept, oldest first.
+pub(in crate::http) fn history(history: &History, limit: Option<usize>) -> Response {
+    let transitions = history.transitions();
+    let skipped = limit.map_or(0, |limit| transitions.len().saturating_sub(limit));
+    let body = HistoryBody {
+        present: Present::of(history),
+        dropped: history.dropped(),
+        transitions: transitions.skip(skipped).map(|transition| TransitionBody::of(transition)).collect(),
+    };
+    uncached(json(StatusCode::OK, &body))
+}
+
+/// 400: the place to go on from is no number.
+pub(in crate::http) fn bad_event_id() -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "the last event id should be the number of a transition")
+}
+
+/// 503: there are as many watchers as there may be.
+pub(in crate::http) fn too_many_watchers() -> Problem {
+    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many clients watch already");
+    Problem { retry: true, ..problem }
+}
+
+/// The answer of `GET /events`: the present status, then what follows the transition `after` (by default the
+/// newest) until the loop ends.
+pub(in crate::http) fn events(histories: watch::Receiver<Arc<History>>, after: Option<u64>) -> Response {
+    let watcher = Watcher { histories, seen: None, after };
+    let pieces = stream::unfold(watcher, async |mut watcher| {
+        let piece = watcher.next().await?;
+        Some((Ok::<_, Infallible>(piece), watcher))
+    });
+    let mut response = warp::reply::stream(pieces).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    uncached(response)
+}
+
+/// One who is sent events. What it has not read yet is in the history and nowhere else, so one that does not read
+/// costs no more than one that does.
+struct Watcher {
+    histories: watch::Receiver<Arc<History>>,
+    /// The number of the transition that was sent last, once the status was sent.
+    seen: Option<u64>,
+    after: Option<u64>,
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Bytes> {
+        let Some(seen) = self.seen else {
+            let history = self.histories.borrow_and_update().clone();
+            let after = self.after.unwrap_or(history.last());
+            self.seen = Some(after);
+            return Some(event("state", after, &Present::of(&history)));
+        };
+        loop {
+            let next = self.histories.borrow_and_update().after(seen);
+            match next {
+                Some(Next::Transition(transition)) => {
+                    self.seen = Some(transition.seq);
+                    return Some(transition.rendered(|transition| {
+                        event("transition", transition.seq, &TransitionBody::of(transition))
+                    }));
+                }
+                Some(Next::Gap { lost, after }) => {
+                    self.seen = Some(after);
+                    return Some(event("gap", after, &GapBody { lost, after }));
+                }
+                None => {}
+            }
+            match timeout(limits::EVENTS_HEARTBEAT, self.histories.changed()).await {
+                Ok(Ok(())) => {}
+                // The loop has ended, and everything was sent.
+                Ok(Err(_)) => return None,
+                Err(_) => return Some(HEARTBEAT),
+            }
+        }
+    }
+}
+
+/// One event of the stream (HTML, section 9.2.6). JSON has no line feed in it.
+fn event(name: &str, id: u64, data: &impl Serialize) -> Bytes {
+    let data = serde_json::to_string(data).expect("numbers and texts can be written");
+    format!("id: {id}\nevent: {name}\ndata: {data}\n\n").into()
+}
+
+/// What the generator writes.
+#[derive(Deserialize)]
+struct Overview {
+    states: Vec<String>,
+    initial: Option<String>,
+    r#final: Vec<String>,
+    transitions: Vec<Arrow<String>>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Arrow<S> {
+    from: S,
+    to: S,
+    event: String,
+    cause: String,
+    label: String,
+}
+
+struct Graph {
+    nodes: Vec<Node>,
+    arrows: Vec<Arrow<ComputeStatus>>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Node {
+    name: &'static str,
+    status: ComputeStatus,
+    initial: bool,
+    r#final: bool,
+    current: bool,
+}
+
+#[derive(Serialize)]
+struct GraphBody<'a> {
+    #[serde(flatten)]
+    present: Present,
+    states: Vec<Node>,
+    transitions: &'a [Arrow<ComputeStatus>],
+}
+
+static GRAPH: LazyLock<Graph> = LazyLock::new(|| {
+    const TRUE: &str = "the file is what the generator draws of these very statuses";
+    let overview: Overview = serde_json::from_str(OVERVIEW).expect(TRUE);
+    let status = |name: &str| ComputeStatus::ALL.into_iter().find(|known| known.name() == name).expect(TRUE);
+    let nodes = overview.states.iter().map(|name| Node {
+        name: status(name).name(),
+        status: status(name),
+        initial: overview.initial.as_deref() == Some(name),
+        r#final: overview.r#final.contains(name),
+        current: false,
+    });
+    let nodes = nodes.collect();
+    let arrows = overview.transitions.into_iter().map(|Arrow { from, to, event, cause, label }| {
+        let (from, to) = (status(&from), status(&to));
+        Arrow { from, to, event, cause, label }
+    });
+    Graph { nodes, arrows: arrows.collect() }
+});
+
+/// The answer of `GET /fsm`: the statuses, the present one marked, and what leads from one to the other.
+pub(in crate::http) fn graph(history: &History) -> Response {
+    let marked = |node: &Node| Node { current: node.status == history.status, ..*node };
+    let body = GraphBody {
+        present: Present::of(history),
+        states: GRAPH.nodes.iter().map(marked).collect(),
+        transitions: &GRAPH.arrows,
+    };
+    uncached(json(StatusCode::OK, &body))
+}
+
+/// Nothing on the way may keep it.
+fn uncached(mut response: Response) -> Response {
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
