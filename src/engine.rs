@@ -27,6 +27,7 @@ use compute_states::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::activity::Seen;
 use crate::limits;
 use crate::telemetry::Metrics;
 
@@ -151,12 +152,16 @@ impl<W: World> Engine<W> {
     fn take(&mut self, envelope: Envelope, step: &mut Step, now: Duration) -> Option<Ended> {
         let Envelope { input, permit } = envelope;
         drop(permit);
-        let mut promoted = None;
+        let (mut promoted, mut seen) = (None, None);
         let (event, note) = match input {
             Input::Event(event) => (event, None),
             Input::Failure(event, text) => (event, Some(text)),
             Input::Promoted(event, times) => {
                 promoted = Some(times);
+                (event, None)
+            }
+            Input::Activity(event, activity) => {
+                seen = Some(activity);
                 (event, None)
             }
             Input::Request { event, request, reply } => {
@@ -189,7 +194,9 @@ impl<W: World> Engine<W> {
         }
         self.note_retry(verdict);
         self.note_promotion(verdict, promoted, now);
-        self.publish(&event, verdict, note.clone());
+        // An observation of a server that is gone tells nothing.
+        let seen = seen.filter(|_| verdict != Verdict::Stale);
+        self.publish(&event, note.clone(), seen);
         debug_assert_eq!(self.snapshot.status, self.machine.status(), "something else is published");
         let exit = self.carry_out(step, note.as_ref());
         if before != after
@@ -235,7 +242,7 @@ impl<W: World> Engine<W> {
     }
 
     /// Publishes before any answer is sent, so that whoever was answered finds what the answer says.
-    fn publish(&mut self, event: &Event, verdict: Verdict, note: Option<Arc<str>>) {
+    fn publish(&mut self, event: &Event, note: Option<Arc<str>>, seen: Option<Seen>) {
         self.spec = status::current_spec(self.machine.state()).or(self.spec);
         let done = self.promotion_stage == Stage::Done;
         let promotion = self.promotion.filter(|_| done).map(|(promoted, _)| promoted);
@@ -243,12 +250,11 @@ impl<W: World> Engine<W> {
             && self.snapshot.fault == self.machine.fault()
             && self.snapshot.spec == self.spec
             && self.snapshot.promotion == promotion;
-        let activity = verdict == Verdict::Taken(Cause::ActivityNoted);
-        if unchanged && !activity && event.kind() != EventKind::Booted {
+        if unchanged && seen.is_none() && event.kind() != EventKind::Booted {
             return;
         }
         let mut next = Snapshot::clone(&self.snapshot);
-        next.follow(&self.machine, self.spec, event, note);
+        next.follow(&self.machine, self.spec, note, seen);
         next.promotion = promotion;
         if next.status != self.snapshot.status {
             let failed = next.status == ComputeStatus::Failed;

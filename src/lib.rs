@@ -11,6 +11,7 @@
 //! | [`spec`] | config and spec documents: types, faults, resolution, store |
 //! | [`storage`] | where the data directory comes from |
 //! | [`postgres`] | installation, data directory, configuration files, the postmaster |
+//! | [`activity`] | what can be at work in a Postgres, and what of it counts |
 //! | [`catalog`] | roles and databases: read, plan, show, apply |
 //! | [`http`] | the external and the internal server |
 //! | [`control_plane`] | fetching a spec |
@@ -18,6 +19,7 @@
 //! | [`telemetry`] | logging and metrics |
 //! | [`limits`] | every bound and timeout, with its reason |
 
+pub mod activity;
 pub mod catalog;
 pub mod cli;
 pub mod control_plane;

@@ -65,6 +65,10 @@ pub const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
 /// How often Postgres is asked whether anything is at work, as in the original.
 pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
 
+/// How long one such round may take, a new session included. A server that does not answer for as long is as good as
+/// gone, and is reported so.
+pub const ACTIVITY_ROUND: Duration = Duration::from_secs(5);
+
 /// How long what a postmaster left behind may take to go. Shorter than the machine's own deadline, so that
 /// its result is not late.
 pub const SWEEP: Duration = Duration::from_secs(8);

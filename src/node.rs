@@ -24,6 +24,7 @@ use compute_states::{Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline
 use tokio_postgres::config::Host;
 use tokio_util::sync::CancellationToken;
 
+use crate::activity::Rules;
 use crate::catalog::{ConnectionSettings, Profile, Requests};
 use crate::cli::{self, Connstr, ExitCode, Port, RunOptions, SpecSource};
 use crate::control_plane::{self, Source};
@@ -188,7 +189,9 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     let Some(pgdata) = unless_stopped(&mut signals, claim(&options.pgdata)).await? else {
         return Ok(stopped_early().await);
     };
+    let rules = Arc::new(Rules::ignoring(&options.idle_ignores));
     let parts = Parts {
+        rules: rules.clone(),
         pgdata,
         installation,
         superuser,
@@ -225,7 +228,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     });
     tokio::spawn(async move { ends.run_until_cancelled(feed).await });
     tokio::spawn({
-        let monitor = activity::monitor(handle.clone(), Secret::new(connstr.reveal()));
+        let connstr = Secret::new(connstr.reveal());
+        let monitor = activity::monitor(handle.clone(), connstr, rules.clone(), metrics.clone());
         let ends = producers.clone();
         async move { ends.run_until_cancelled(monitor).await }
     });

@@ -12,7 +12,7 @@ use compute_states::diagram::{Format, Slice};
 
 use super::RestartPolicy;
 use super::plan::Color;
-
+use crate::activity::Source;
 use crate::limits;
 use crate::secret::Secret;
 
@@ -352,6 +352,11 @@ pub(super) struct NodeArgs {
     /// Directory for what can be made again, such as initdb templates.
     #[arg(long, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
+
+    /// Kinds of activity that neither make the compute active nor hold back a termination that is to happen only
+    /// when it is idle. They are counted and shown all the same.
+    #[arg(long, value_name = "SOURCES", value_enum, value_delimiter = ',')]
+    pub(super) idle_ignores: Vec<Source>,
 }
 
 #[derive(Debug, Args)]

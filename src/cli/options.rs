@@ -10,6 +10,7 @@ use reqwest::Url;
 
 use super::Environment;
 use super::args::NodeArgs;
+use crate::activity::Source;
 use crate::secret::Secret;
 
 /// Ports used when nothing else is said.
@@ -58,6 +59,8 @@ pub struct RunOptions {
     pub journal: Option<PathBuf>,
     /// Directory for what can be made again. May not exist yet.
     pub cache_dir: PathBuf,
+    /// Kinds of activity that do not count.
+    pub idle_ignores: Vec<Source>,
     not_yet_served: Vec<String>,
 }
 
@@ -277,6 +280,7 @@ impl RunOptions {
             overwrite_foreign_pgdata: args.overwrite_foreign_pgdata,
             journal: args.journal.map(absolute),
             cache_dir: absolute(args.cache_dir.unwrap_or_else(|| cache_dir(environment))),
+            idle_ignores: args.idle_ignores,
             not_yet_served,
         })
     }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use compute_states::{Event, Lsn, Reply, RequestId, SpecOutline, TerminateMode};
+use compute_states::{Epoch, Event, Lsn, Reply, RequestId, SpecOutline, TerminateMode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::history::History;
 use super::{PromotionTimes, Recording, Snapshot};
+use crate::activity::Seen;
 use crate::limits;
 use crate::telemetry::Metrics;
 
@@ -30,6 +31,8 @@ pub(super) enum Input {
     Failure(Event, Arc<str>),
     /// A server that was promoted, and how long that took.
     Promoted(Event, PromotionTimes),
+    /// An observation, and what was seen.
+    Activity(Event, Seen),
     /// A request and who waits for its answer.
     Request {
         event: Event,
@@ -174,6 +177,15 @@ impl Handle {
     pub fn hint(&self, event: Event) {
         if let Ok(permit) = self.places.clone().try_acquire_owned() {
             let _ = self.queue.try_send(Envelope { input: Input::Event(event), permit: Some(permit) });
+        }
+    }
+
+    /// Reports what is at work in a Postgres. It may be lost when the queue is full, because it will be seen again.
+    pub fn observe(&self, postmaster: Epoch, seen: Seen) {
+        if let Ok(permit) = self.places.clone().try_acquire_owned() {
+            let event = Event::ActivityObserved { postmaster, busy: seen.newest.is_some() };
+            let input = Input::Activity(event, seen);
+            let _ = self.queue.try_send(Envelope { input, permit: Some(permit) });
         }
     }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use compute_states::{ComputeStatus, Epoch, Event, Fault, Machine, Revision, State};
+use compute_states::{ComputeStatus, Epoch, Fault, Machine, Revision, State};
 use jiff::Timestamp;
 
 use super::PromotionTimes;
+use crate::activity::{Activity, Kind, Seen};
 
 /// What a client may see of the compute.
 #[derive(Clone, Debug)]
@@ -27,6 +28,10 @@ pub struct Snapshot {
     pub last_active: Option<Timestamp>,
     /// How long the promotion of this compute took, once it is done.
     pub promotion: Option<Promoted>,
+    /// What was at work when that was looked at last.
+    pub activity: Option<Activity>,
+    /// What it was that was last seen at work.
+    pub last_kind: Option<Kind>,
 }
 
 /// How long the parts of a promotion took.
@@ -49,22 +54,30 @@ impl Snapshot {
             start_time: Timestamp::now(),
             last_active: None,
             promotion: None,
+            activity: None,
+            last_kind: None,
         }
     }
 
-    /// Brings it up to date after an event. `note` is the text of the failure which the event reports.
+    /// Brings it up to date after an event. `note` is the text of the failure which the event reports, `seen` what it
+    /// tells of activity.
     pub(super) fn follow(
         &mut self,
         machine: &Machine,
         spec: Option<Revision>,
-        event: &Event,
         note: Option<Arc<str>>,
+        seen: Option<Seen>,
     ) {
         if self.status == ComputeStatus::Empty && machine.status() == ComputeStatus::ConfigurationPending {
             self.start_time = Timestamp::now();
         }
-        if let Event::ActivityObserved { busy: true, .. } = event {
-            self.last_active = Some(Timestamp::now());
+        if let Some(Seen { activity, newest }) = seen {
+            self.activity = Some(activity);
+            // It never moves back, and survives everything but this process.
+            if let Some(newest) = newest.filter(|newest| Some(newest.at) > self.last_active) {
+                self.last_active = Some(newest.at);
+                self.last_kind = Some(newest.kind);
+            }
         }
         let fault = machine.fault();
         if fault != self.fault {
@@ -75,6 +88,10 @@ impl Snapshot {
         self.status = machine.status();
         self.spec = spec;
         self.server = current_server(machine);
+        if self.server.is_none() {
+            // What was at work in it is gone with it.
+            self.activity = None;
+        }
     }
 }
 

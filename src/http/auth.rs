@@ -341,7 +341,7 @@ mod tests {
         let auth = Auth::open();
         let mut headers = HeaderMap::new();
         assert_eq!(auth.check(&headers), Ok(()));
-        headers.insert(ORIGIN, HeaderValue::from_static("https://example.com"));
+        headers.insert(warp::http::header::ORIGIN, HeaderValue::from_static("https://example.com"));
         assert_eq!(auth.check(&headers), Err(Denied::WebPage));
     }
 }

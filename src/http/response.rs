@@ -15,6 +15,7 @@ use warp::reply::{Reply, Response};
 use super::auth::Denied;
 use super::dispatch::Missing;
 use super::{Identity, SpecIntake};
+use crate::activity::Kind;
 use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
 use crate::limits;
 use crate::storage::{Phase, Progress};
@@ -197,6 +198,60 @@ struct Status<'a> {
     /// Not known to the original, whose clients skip what they do not know; absent when nothing is prepared.
     #[serde(skip_serializing_if = "Option::is_none")]
     storage: Option<Preparation>,
+    /// What was seen at work, while a Postgres serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activity: Option<AtWork>,
+}
+
+/// What is at work in Postgres: kinds and counts.
+#[derive(Serialize)]
+struct AtWork {
+    last_kind: Option<Kind>,
+    sessions: Sessions,
+    walsenders: Walsenders,
+    logical_slots: Slots,
+    subscriptions: u32,
+    autovacuum_workers: u32,
+    statistics_moved: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Sessions {
+    active: u32,
+    idle_in_transaction: u32,
+    idle: u32,
+    arriving: u32,
+}
+
+#[derive(Serialize)]
+struct Walsenders {
+    logical: u32,
+    physical: u32,
+}
+
+#[derive(Serialize)]
+struct Slots {
+    active: u32,
+    inactive: u32,
+}
+
+impl AtWork {
+    fn of(snapshot: &Snapshot) -> Option<Self> {
+        snapshot.activity.map(|seen| AtWork {
+            last_kind: snapshot.last_kind,
+            sessions: Sessions {
+                active: seen.active_sessions,
+                idle_in_transaction: seen.idle_in_transaction,
+                idle: seen.idle_sessions,
+                arriving: seen.arriving_sessions,
+            },
+            walsenders: Walsenders { logical: seen.logical_walsenders, physical: seen.physical_walsenders },
+            logical_slots: Slots { active: seen.active_slots, inactive: seen.inactive_slots },
+            subscriptions: seen.subscriptions,
+            autovacuum_workers: seen.autovacuum_workers,
+            statistics_moved: seen.statistics_moved,
+        })
+    }
 }
 
 /// How far the preparation of the data directory is.
@@ -292,6 +347,7 @@ pub(super) fn status(snapshot: &Snapshot, view: View<'_>) -> Response {
         last_active: snapshot.last_active.map(with_offset),
         error: snapshot.error.as_deref(),
         storage: (snapshot.status == ComputeStatus::Init).then(|| Preparation::of(view.progress)).flatten(),
+        activity: AtWork::of(snapshot),
     };
     json(StatusCode::OK, &body)
 }
@@ -425,6 +481,8 @@ mod tests {
             start_time: Timestamp::UNIX_EPOCH,
             last_active: None,
             promotion: None,
+            activity: None,
+            last_kind: None,
         };
         let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
         let view = View { specs: &NoSpecs, progress: &Progress::default() };

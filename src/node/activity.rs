@@ -1,73 +1,204 @@
-//! The activity monitor: sees whether anything but this program is at work in Postgres.
+//! The activity monitor: sees what is at work in Postgres, and how long Postgres does not answer.
 //!
-//! It reports a change, or continued work, as an event; whether that counts, and for which Postgres, the state
-//! machine decides. What counts as work is the original's list (metrics-and-monitor, section 3), asked in one
-//! round trip.
+//! What it sees it reports as an event; whether that counts, and for which Postgres, the state machine decides. What
+//! it does follows from the published state alone:
+//!
+//! | the compute | the monitor |
+//! |---|---|
+//! | has not served yet | waits: the sessions of a first start are this program's |
+//! | has a Postgres that serves | asks it, each half second |
+//! | has served, and lost its Postgres without being asked to | counts downtime, and asks again once one serves |
+//! | goes down, or is down | has ended: that is no downtime |
 
-use compute_states::{ComputeStatus, Event};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::catalog::{self, Connection, ConnectionSettings, Profile};
-use crate::engine::Handle;
+use compute_states::{ComputeStatus, Epoch};
+use jiff::Timestamp;
+use thiserror::Error;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::activity::look::Prepared;
+use crate::activity::{Activity, Judge, Look, Rules};
+use crate::catalog::{self, ConnectError, Connection, ConnectionSettings, Profile};
+use crate::engine::{Handle, Snapshot};
 use crate::limits;
 use crate::secret::Secret;
+use crate::telemetry::{Metrics, chain};
 
 /// How these sessions show up in `pg_stat_activity`; the original's name.
 const APPLICATION_NAME: &str = "compute_ctl:compute_monitor";
 
-/// One row, one column: whether anything is at work. Sessions of the superuser by whom we connect are this
-/// program's and its operator's, and a walproposer is part of the server.
-const QUERY: &str = "
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_stat_activity
-    WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'
-      AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
-      AND usename OPERATOR(pg_catalog.<>) CURRENT_USER
-      AND (state OPERATOR(pg_catalog.<>) 'idle'
-           OR (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) state_change)
-              OPERATOR(pg_catalog.<) '1 second'::pg_catalog.interval)
-) OR EXISTS (
-    SELECT FROM pg_catalog.pg_stat_replication WHERE application_name OPERATOR(pg_catalog.<>) 'walproposer'
-) OR EXISTS (
-    SELECT FROM pg_catalog.pg_stat_subscription WHERE pid IS NOT NULL
-) OR EXISTS (
-    SELECT FROM pg_catalog.pg_stat_activity WHERE backend_type OPERATOR(pg_catalog.=) 'autovacuum worker'
-)";
+/// What there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    Ask(Epoch),
+    CountDowntime,
+    End,
+}
 
-/// Watches until it is dropped. A Postgres that cannot be asked is asked again at the next round: whether it
-/// lives is the postmaster watcher's business.
-pub(super) async fn monitor(handle: Handle, connstr: Secret) {
-    let Ok(settings) = ConnectionSettings::new(&connstr, Profile::Standard) else { return };
-    let settings = settings.named(APPLICATION_NAME);
-    let mut published = handle.watch();
-    loop {
-        // While a Postgres starts, the sessions in it are ours.
-        if published.wait_for(|snapshot| snapshot.status == ComputeStatus::Running).await.is_err() {
-            return;
+impl Duty {
+    /// Of a compute that has served.
+    fn of(snapshot: &Snapshot) -> Self {
+        match (snapshot.server, snapshot.status) {
+            (Some(postmaster), _) => Duty::Ask(postmaster),
+            (
+                None,
+                ComputeStatus::TerminationPendingFast
+                | ComputeStatus::TerminationPendingImmediate
+                | ComputeStatus::Terminated,
+            ) => Duty::End,
+            (None, _) => Duty::CountDowntime,
         }
-        if let Ok(connection) = catalog::connect(&settings).await {
-            watch(&handle, &connection).await;
-        }
-        let next = published.wait_for(|snapshot| snapshot.server.is_none());
-        let _asked_again_sooner = timeout(limits::ACTIVITY_PERIOD, next).await;
     }
 }
 
-/// Asks over one session until it breaks or its Postgres is another.
-async fn watch(handle: &Handle, connection: &Connection) {
-    let Some(postmaster) = handle.snapshot().server else { return };
+/// Why a round brought nothing.
+#[derive(Debug, Error)]
+enum RoundError {
+    #[error("Postgres cannot be reached")]
+    Connect(#[source] ConnectError),
+    #[error("the session with Postgres was closed")]
+    Closed,
+    #[error("Postgres could not be asked for its activity")]
+    Ask(#[source] tokio_postgres::Error),
+    #[error("Postgres did not answer within {:?}", limits::ACTIVITY_ROUND)]
+    TimedOut,
+}
+
+/// A session with one particular Postgres.
+struct Session {
+    postmaster: Epoch,
+    connection: Connection,
+    prepared: Prepared,
+}
+
+/// Watches until the compute goes down.
+pub(super) async fn monitor(handle: Handle, connstr: Secret, rules: Arc<Rules>, metrics: Arc<Metrics>) {
+    let settings = match ConnectionSettings::new(&connstr, Profile::Standard) {
+        Ok(settings) => settings.named(APPLICATION_NAME),
+        Err(error) => return tracing::error!("no activity can be seen: {}", chain(&error)),
+    };
+    if handle.watch().wait_for(|snapshot| snapshot.server.is_some()).await.is_err() {
+        return;
+    }
+    let mut clock = Clock::new(metrics);
+    let mut judge = Judge::default();
+    let mut told = Activity::default();
+    let mut session = None;
     let mut rounds = interval(limits::ACTIVITY_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = None;
-    while handle.snapshot().server == Some(postmaster) {
+    loop {
         rounds.tick().await;
-        let answer = timeout(limits::CONNECT, connection.client().query_one(QUERY, &[])).await;
-        let Ok(Ok(row)) = answer else { return };
-        let Ok(busy) = row.try_get::<_, bool>(0) else { return };
-        // Idleness is news once; work is news each time, because it moves `last_active`.
-        if busy || before != Some(false) {
-            handle.hint(Event::ActivityObserved { postmaster, busy });
+        let postmaster = match Duty::of(&handle.snapshot()) {
+            Duty::Ask(postmaster) => postmaster,
+            Duty::CountDowntime => {
+                session = None;
+                clock.down();
+                continue;
+            }
+            Duty::End => return clock.intended(),
+        };
+        match round(&mut session, &settings, postmaster, &rules).await {
+            Ok(look) => {
+                clock.up();
+                let seen = judge.judge(&look, Timestamp::now(), &rules);
+                // Idleness is news once; work is news each time, because it moves `last_active`.
+                let news = seen.newest.map(|newest| newest.at) > handle.snapshot().last_active;
+                if news || seen.activity != told || handle.snapshot().activity.is_none() {
+                    handle.observe(postmaster, seen);
+                }
+                told = seen.activity;
+            }
+            Err(error) => {
+                session = None;
+                // A stop that somebody asked for is published before it begins.
+                if Duty::of(&handle.snapshot()) == Duty::End {
+                    return clock.intended();
+                }
+                clock.down();
+                let info = clock.info();
+                match error {
+                    RoundError::Connect(_) | RoundError::Closed => {
+                        tracing::info!(downtime_info = info, "{}", chain(&error));
+                    }
+                    RoundError::Ask(_) | RoundError::TimedOut => {
+                        tracing::error!(downtime_info = info, "{}", chain(&error));
+                    }
+                }
+            }
         }
-        before = Some(busy);
+    }
+}
+
+async fn round(
+    session: &mut Option<Session>,
+    settings: &ConnectionSettings,
+    postmaster: Epoch,
+    rules: &Rules,
+) -> Result<Look, RoundError> {
+    let known = match session.take() {
+        Some(known) if known.postmaster != postmaster => None,
+        Some(known) if known.connection.client().is_closed() => return Err(RoundError::Closed),
+        other => other,
+    };
+    let work = async {
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let connection = catalog::connect(settings).await.map_err(RoundError::Connect)?;
+                let prepared = Prepared::new(&connection).await.map_err(RoundError::Ask)?;
+                Session { postmaster, connection, prepared }
+            }
+        };
+        let look = known.prepared.look(&known.connection, rules.statistics(), false).await;
+        Ok((look.map_err(RoundError::Ask)?, known))
+    };
+    let (look, known) = timeout(limits::ACTIVITY_ROUND, work).await.map_err(|_| RoundError::TimedOut)??;
+    *session = Some(known);
+    Ok(look)
+}
+
+/// What is known of how long Postgres was not there.
+struct Clock {
+    metrics: Arc<Metrics>,
+    /// When it answered last.
+    up: Instant,
+    up_at: Timestamp,
+    /// Up to when everything is counted.
+    counted: Instant,
+    current: Duration,
+}
+
+impl Clock {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        let now = Instant::now();
+        Clock { metrics, up: now, up_at: Timestamp::now(), counted: now, current: Duration::ZERO }
+    }
+
+    fn up(&mut self) {
+        *self = Clock::new(self.metrics.clone());
+        self.metrics.downtime().none();
+    }
+
+    fn down(&mut self) {
+        let now = Instant::now();
+        self.current = now - self.up;
+        self.metrics.downtime().goes_on(self.current, now - self.counted);
+        self.counted = now;
+    }
+
+    /// What a stop that was asked for leaves.
+    fn intended(&mut self) {
+        self.metrics.downtime().none();
+    }
+
+    fn info(&self) -> String {
+        format!(
+            "total_ms: {}, current_ms: {}, last_up: {}",
+            self.metrics.downtime().total_ms(),
+            self.current.as_millis(),
+            self.up_at
+        )
     }
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::afterwards::Afterwards;
 use super::intake::Intake;
 use super::leases::Leases;
+use crate::activity::Rules;
 use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
 use crate::limits;
@@ -28,6 +29,8 @@ use crate::telemetry::Metrics;
 /// What this node works with; the same for its whole life.
 #[derive(Debug)]
 pub(super) struct Parts {
+    /// What counts as activity.
+    pub rules: Arc<Rules>,
     pub installation: Installation,
     pub pgdata: Arc<DataDir>,
     pub intake: Intake,
@@ -180,6 +183,7 @@ impl World for RealWorld {
         async move {
             let words = LastWords::default();
             let launch = parts.launch(spec, &words)?;
+            parts.rules.started_with(parts.looks_at_statistics(spec)?);
             if lock(&slot).early_stop.is_some() {
                 return Err(WorkError::cancelled());
             }

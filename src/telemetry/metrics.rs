@@ -12,6 +12,10 @@ use prometheus::{
     TextEncoder,
 };
 
+mod activity;
+
+pub use activity::Downtime;
+
 use crate::spec::resolve::Lsn;
 use crate::storage::Progress;
 
@@ -45,6 +49,7 @@ pub struct Metrics {
     prepared_bytes: IntGaugeVec,
     leases: IntCounterVec,
     lease_end: IntGaugeVec,
+    downtime: Downtime,
 }
 
 impl Default for Metrics {
@@ -171,6 +176,7 @@ impl Metrics {
                 &["lsn"],
             ),
         );
+        let downtime = Downtime::new(&registry);
         let events = EventKind::ALL
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
@@ -193,6 +199,7 @@ impl Metrics {
             prepared_bytes,
             leases,
             lease_end,
+            downtime,
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -294,6 +301,11 @@ impl Metrics {
     /// Notes how many settings wait for Postgres's next start.
     pub fn pending_restart(&self, settings: usize) {
         self.pending_restart.set(i64::try_from(settings).unwrap_or(i64::MAX));
+    }
+
+    /// How long Postgres was not there.
+    pub fn downtime(&self) -> &Downtime {
+        &self.downtime
     }
 
     /// The text of `GET /metrics`, in the exposition format 0.0.4.

@@ -85,6 +85,14 @@ impl Slice {
                 | Cause::Promoted
                 | Cause::PromotionFailed
         );
+        // The look before a termination, of which only the result leads anywhere.
+        let looks = matches!(
+            cause,
+            Cause::IdleCheckRequested | Cause::IdleCheckJoined | Cause::IdleCheckFailed | Cause::FoundBusy
+        );
+        if from == to && looks {
+            return self == Slice::Termination;
+        }
         if from == to && (incidental || (beside && self != Slice::Promotion)) {
             return false;
         }

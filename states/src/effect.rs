@@ -93,6 +93,10 @@ pub enum Reply {
     PromoteFailed,
     /// The compute went down before the server was promoted.
     PromoteSuperseded,
+    /// The compute was to terminate only if it is idle, and it is not.
+    NotIdle,
+    /// The compute was to terminate only if it is idle, and whether it is could not be found out.
+    IdleUnknown,
     /// The compute is down.
     Terminated(TerminationResult),
     /// The compute was down already.
@@ -195,6 +199,14 @@ effects! {
         postmaster: Epoch,
         /// How much of the log it must have replayed before.
         lsn: Lsn,
+    },
+    /// Look whether anything is at work, and if not, keep everybody out until the result was handled. Ends in
+    /// `FoundIdle`, `FoundBusy` or `IdleCheckFailed`.
+    CheckIdle {
+        /// Identity of the work.
+        epoch: Epoch,
+        /// Which postmaster.
+        postmaster: Epoch,
     },
     /// Ask for the present spec. Ends in `SpecFetched` or `FetchFailed`.
     FetchSpec {

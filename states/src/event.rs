@@ -139,6 +139,13 @@ events! {
         /// How the process ends.
         mode: TerminateMode,
     },
+    /// `POST /terminate?if_idle=true`: only if nothing is at work in Postgres.
+    TerminateIfIdleRequested {
+        /// Who is owed the answer.
+        request: RequestId,
+        /// How the process ends.
+        mode: TerminateMode,
+    },
     /// `POST /promote`: a standby is to become a primary.
     PromoteRequested {
         /// Who is owed the answer.
@@ -210,6 +217,23 @@ events! {
     /// The server could not be made a primary. It serves on as what it was.
     PromoteFailed {
         /// Which promotion.
+        epoch: Epoch,
+        /// Why.
+        class: FailureClass,
+    },
+    /// Nothing is at work in Postgres, and nobody can come in until this is handled.
+    FoundIdle {
+        /// Which look.
+        epoch: Epoch,
+    },
+    /// Something is at work in Postgres.
+    FoundBusy {
+        /// Which look.
+        epoch: Epoch,
+    },
+    /// Whether something is at work could not be found out.
+    IdleCheckFailed {
+        /// Which look.
         epoch: Epoch,
         /// Why.
         class: FailureClass,
@@ -301,6 +325,9 @@ impl Event {
             | Event::ApplyFailed { epoch, .. }
             | Event::Promoted { epoch }
             | Event::PromoteFailed { epoch, .. }
+            | Event::FoundIdle { epoch }
+            | Event::FoundBusy { epoch }
+            | Event::IdleCheckFailed { epoch, .. }
             | Event::SpecFetched { epoch, .. }
             | Event::FetchFailed { epoch, .. }
             | Event::Swept { epoch }
@@ -309,6 +336,7 @@ impl Event {
             Event::Booted { .. }
             | Event::ConfigureRequested { .. }
             | Event::TerminateRequested { .. }
+            | Event::TerminateIfIdleRequested { .. }
             | Event::PromoteRequested { .. }
             | Event::RefreshRequested { .. }
             | Event::RefreshHinted

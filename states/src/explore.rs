@@ -206,6 +206,7 @@ pub fn gives(effect: &Effect) -> Option<Epoch> {
         | Effect::ApplySpec { epoch, .. }
         | Effect::FetchSpec { epoch, .. }
         | Effect::Promote { epoch, .. }
+        | Effect::CheckIdle { epoch, .. }
         | Effect::Sweep { epoch }
         | Effect::FinalSync { epoch, .. }
         | Effect::ArmTimer { epoch, .. } => Some(epoch),
@@ -239,6 +240,9 @@ pub fn source(kind: EventKind) -> Option<EffectKind> {
         EventKind::StoragePrepared | EventKind::StorageFailed => Some(EffectKind::PrepareStorage),
         EventKind::SpecApplied | EventKind::ApplyFailed => Some(EffectKind::ApplySpec),
         EventKind::Promoted | EventKind::PromoteFailed => Some(EffectKind::Promote),
+        EventKind::FoundIdle | EventKind::FoundBusy | EventKind::IdleCheckFailed => {
+            Some(EffectKind::CheckIdle)
+        }
         EventKind::SpecFetched | EventKind::FetchFailed => Some(EffectKind::FetchSpec),
         EventKind::Swept => Some(EffectKind::Sweep),
         EventKind::FinalSyncDone | EventKind::FinalSyncFailed => Some(EffectKind::FinalSync),
@@ -251,6 +255,7 @@ pub fn source(kind: EventKind) -> Option<EffectKind> {
         EventKind::Booted
         | EventKind::ConfigureRequested
         | EventKind::TerminateRequested
+        | EventKind::TerminateIfIdleRequested
         | EventKind::PromoteRequested
         | EventKind::RefreshRequested
         | EventKind::RefreshHinted
@@ -292,6 +297,8 @@ fn done(effect: &Effect) -> Done {
             Reply::Promoted => "Promoted",
             Reply::PromoteFailed => "PromoteFailed",
             Reply::PromoteSuperseded => "PromoteSuperseded",
+            Reply::NotIdle => "NotIdle",
+            Reply::IdleUnknown => "IdleUnknown",
             Reply::Terminated(_) => "Terminated",
             Reply::AlreadyTerminated(_) => "AlreadyTerminated",
             Reply::Refused { .. } => "Refused",
@@ -308,6 +315,7 @@ fn done(effect: &Effect) -> Done {
         | Effect::ApplySpec { .. }
         | Effect::FetchSpec { .. }
         | Effect::Promote { .. }
+        | Effect::CheckIdle { .. }
         | Effect::ReloadPostmaster { .. }
         | Effect::Sweep { .. }
         | Effect::FinalSync { .. }
@@ -467,6 +475,9 @@ fn samples_of(kind: EventKind, epochs: &[Epoch]) -> Vec<Event> {
         EventKind::TerminateRequested => [TerminateMode::Fast, TerminateMode::Immediate]
             .map(|mode| Event::TerminateRequested { request, mode })
             .into(),
+        EventKind::TerminateIfIdleRequested => [TerminateMode::Fast, TerminateMode::Immediate]
+            .map(|mode| Event::TerminateIfIdleRequested { request, mode })
+            .into(),
         EventKind::PromoteRequested => {
             let lsn = Lsn(0x16B_3748);
             specs.map(|spec| Event::PromoteRequested { request, spec, lsn }).into()
@@ -484,6 +495,9 @@ fn samples_of(kind: EventKind, epochs: &[Epoch]) -> Vec<Event> {
         EventKind::ApplyFailed => failing(|epoch, class| Event::ApplyFailed { epoch, class }),
         EventKind::Promoted => each(|epoch| Event::Promoted { epoch }),
         EventKind::PromoteFailed => failing(|epoch, class| Event::PromoteFailed { epoch, class }),
+        EventKind::FoundIdle => each(|epoch| Event::FoundIdle { epoch }),
+        EventKind::FoundBusy => each(|epoch| Event::FoundBusy { epoch }),
+        EventKind::IdleCheckFailed => failing(|epoch, class| Event::IdleCheckFailed { epoch, class }),
         EventKind::SpecFetched => {
             let found = specs.iter().flat_map(|spec| {
                 [false, true].map(|same_pageservers| FetchedSpec::Spec { spec: *spec, same_pageservers })

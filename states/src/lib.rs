@@ -12,6 +12,7 @@
 //! | [`verdict`] | what became of an event, and why |
 //! | [`machine`] | the face, and the wiring to `statig` |
 //! | [`state`] | one file per state, and the superstates whose handlers they share |
+//! | [`idle_check`] | a region beside the states: a termination that is to happen only if nothing is at work |
 //! | [`promotion`] | a region beside the states: a standby becomes a primary |
 //! | [`explore`] | walks the machine over every reachable shape and every sample event |
 //! | [`diagram`] | renders that walk: Mermaid, DOT, JSON, table |
@@ -24,6 +25,7 @@ pub mod diagram;
 pub mod effect;
 pub mod event;
 pub mod explore;
+pub mod idle_check;
 pub mod ids;
 pub mod machine;
 pub mod policy;
@@ -34,6 +36,7 @@ pub mod verdict;
 
 pub use effect::{Effect, EffectKind, ExitReason, Reply, StopMode, TerminationResult, Timer};
 pub use event::{Event, EventKind, Exit, FailureClass, FetchedSpec, SpecOutline, TerminateMode};
+pub use idle_check::IdleCheck;
 pub use ids::{Epoch, Lsn, RequestId, Revision};
 pub use machine::Machine;
 pub use policy::{Policy, RestartPolicy};

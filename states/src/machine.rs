@@ -12,6 +12,7 @@ use statig::blocking::{self, IntoStateMachine, StateExt};
 
 use crate::effect::Reply;
 use crate::event::Event;
+use crate::idle_check;
 use crate::policy::Policy;
 use crate::promotion;
 use crate::state::superstate::Superstate;
@@ -46,7 +47,10 @@ impl Machine {
     pub fn handle_into(&mut self, event: &Event, step: &mut Step) {
         step.clear();
         let outcome = match promotion::before(&mut self.state, &mut self.compute, event, step) {
-            Outcome::Super => StateExt::handle(&mut self.state, &mut self.compute, event, step),
+            Outcome::Super => match idle_check::before(&mut self.state, &mut self.compute, event, step) {
+                Outcome::Super => StateExt::handle(&mut self.state, &mut self.compute, event, step),
+                outcome => outcome,
+            },
             outcome => outcome,
         };
         if let Outcome::Transition(mut target) = outcome {
@@ -55,6 +59,7 @@ impl Machine {
             target.enter(&mut self.compute, step, enters);
             self.state = target;
             promotion::after(&mut self.state, &mut self.compute, step);
+            idle_check::after(&mut self.state, &mut self.compute, step);
         }
     }
 
@@ -83,8 +88,13 @@ impl Machine {
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
         self.state.hash(&mut hasher);
-        let Compute { policy: _, last_epoch, postmaster, restarts, served, fault, promotion } = &self.compute;
+        let Compute { policy: _, last_epoch, postmaster, restarts, served, fault, promotion, idle_check } =
+            &self.compute;
         (last_epoch, postmaster, restarts, served, fault, promotion).hash(&mut hasher);
+        // Left out where there is none, so that journals of older programs still replay.
+        if let Some(idle_check) = idle_check {
+            idle_check.hash(&mut hasher);
+        }
         hasher.finish()
     }
 

@@ -22,6 +22,7 @@ use statig::Outcome;
 
 use crate::effect::{Effect, Reply, Timer};
 use crate::event::{Event, SpecOutline};
+use crate::idle_check;
 use crate::ids::{Epoch, Lsn, RequestId};
 use crate::state::{
     Base, Compute, ConfigurationPending, Failed, FaultKind, Identities, IdentityVisitor,
@@ -214,6 +215,7 @@ fn requested(
 }
 
 fn begin(step: &mut Step, compute: &mut Compute, server: &Server, spec: SpecOutline, lsn: Lsn) {
+    idle_check::overtaken(compute, step, ComputeStatus::Running);
     let epoch = compute.next_epoch();
     let (postmaster, revision) = (server.postmaster, spec.revision);
     step.emit(Effect::Promote { epoch, spec: revision, postmaster, lsn });

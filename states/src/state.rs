@@ -17,7 +17,7 @@
 //! ```
 //!
 //! [Promotion](crate::promotion) is a region: a small machine held in [`Compute`], fed the same events before the
-//! state is. Prewarm, offload and certificate renewal are regions to come.
+//! state is. [The look](crate::idle_check) before a termination that is to spare what is at work is another. Prewarm, offload and certificate renewal are regions to come.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::effect::{Effect, ExitReason, StopMode, Timer};
 use crate::event::{Exit, FailureClass, SpecOutline};
+use crate::idle_check::IdleCheck;
 use crate::ids::{Epoch, RequestId, Revision};
 use crate::policy::Policy;
 use crate::promotion::Promotion;
@@ -54,6 +55,7 @@ pub use init::{Init, Phase};
 pub use refresh_configuration::RefreshConfiguration;
 pub use refresh_configuration_pending::{Base, RefreshConfigurationPending, Waiting};
 pub use running::Running;
+pub(crate) use shutdown::idle_shutdown;
 pub use shutdown::{OwedSync, Shutdown, Stage};
 pub use terminated::Terminated;
 pub use termination_pending_fast::TerminationPendingFast;
@@ -247,6 +249,9 @@ pub struct Compute {
     pub fault: Option<Fault>,
     /// Where the promotion of this compute is.
     pub promotion: Promotion,
+    /// A look at what is at work that is under way. Older journals know nothing of it.
+    #[serde(default)]
+    pub idle_check: Option<IdleCheck>,
 }
 
 impl Compute {
@@ -259,6 +264,7 @@ impl Compute {
             served: false,
             fault: None,
             promotion: Promotion::default(),
+            idle_check: None,
         }
     }
 
@@ -425,6 +431,7 @@ impl Identities for Compute {
             fault.epoch.visit(visitor);
         }
         self.promotion.visit(visitor);
+        self.idle_check.visit(visitor);
     }
 }
 

@@ -61,6 +61,11 @@ pub enum Cause {
     Promoted,
     PromotionFailed,
     PromotedUnapplied,
+    IdleCheckRequested,
+    IdleCheckJoined,
+    IdleCheckFailed,
+    FoundIdle,
+    FoundBusy,
     TerminationRequested,
     TerminationJoined,
     TerminationHastened,
@@ -134,6 +139,11 @@ impl fmt::Display for Cause {
             Cause::Promoted => "compute has been promoted",
             Cause::PromotionFailed => "Postgres could not be promoted",
             Cause::PromotedUnapplied => "Postgres is a primary, but its spec could not be applied",
+            Cause::IdleCheckRequested => "requested termination if idle",
+            Cause::IdleCheckJoined => "a look at what is at work is under way already",
+            Cause::IdleCheckFailed => "what is at work could not be found out",
+            Cause::FoundIdle => "requested termination, and nothing is at work",
+            Cause::FoundBusy => "requested termination if idle, and something is at work",
             Cause::TerminationRequested => "requested termination",
             Cause::TerminationJoined => "joined the pending termination",
             Cause::TerminationHastened => "requested immediate termination",
@@ -173,8 +183,10 @@ pub enum Refusal {
     CannotRefresh,
     /// There is no Postgres that could be promoted, or something has failed (`/promote`).
     CannotPromote,
-    /// A promotion is under way (`/configure`). It takes a minute at most, after which a spec is welcome.
+    /// A promotion is under way (`/configure`, `/terminate?if_idle=true`). It takes a minute at most.
     Promoting,
+    /// Other work has begun (`/terminate?if_idle=true`), so the compute is not idle.
+    WorkBegun,
     /// More clients wait than [`Policy::max_waiters`](crate::Policy::max_waiters).
     TooManyWaiters,
     /// The end of the last postmaster is not confirmed, so nothing may be started or wiped.
@@ -189,6 +201,7 @@ impl fmt::Display for Refusal {
             Refusal::InvalidStatus => "invalid compute status",
             Refusal::CannotRefresh => "cannot refresh in this state",
             Refusal::CannotPromote => "cannot promote in this state",
+            Refusal::WorkBegun => "other work has begun",
             Refusal::Promoting => "a promotion is under way",
             Refusal::TooManyWaiters => "too many clients wait already",
             Refusal::PostmasterUnconfirmed => "the end of the last postmaster is not confirmed",

@@ -44,6 +44,7 @@ fn owed(machine: &Machine) -> Vec<RequestId> {
         _ => Vec::new(),
     };
     owed.extend(&machine.compute().promotion.waiting);
+    owed.extend(machine.compute().idle_check.iter().flat_map(|check| &check.waiting));
     owed
 }
 
@@ -51,6 +52,7 @@ fn asked_by(event: &Event) -> Option<RequestId> {
     match *event {
         Event::ConfigureRequested { request, .. }
         | Event::TerminateRequested { request, .. }
+        | Event::TerminateIfIdleRequested { request, .. }
         | Event::PromoteRequested { request, .. }
         | Event::RefreshRequested { request } => Some(request),
         _ => None,
@@ -104,8 +106,12 @@ fn every_request_is_answered_exactly_once() {
         settled.sort();
         ensure(due == settled, &format!("due {due:?}, owed on or answered {settled:?}"))?;
         ensure(seen.to != Next::End || owed(seen.after).is_empty(), "the process ends owing an answer")?;
-        let refresh = seen.event.kind() == EventKind::RefreshRequested;
-        ensure(!refresh || owed(&seen.before.machine) == owed(seen.after), "a refresh is answered at once")
+        let refresh = match *seen.event {
+            Event::RefreshRequested { request } => Some(request),
+            _ => None,
+        };
+        let waits = refresh.is_some_and(|request| owed(seen.after).contains(&request));
+        ensure(!waits, "a refresh is answered at once")
     });
 }
 
@@ -146,7 +152,9 @@ fn there_are_never_two_postmasters() {
                 Effect::StopPostmaster { postmaster, .. } | Effect::ReloadPostmaster { postmaster } => {
                     ensure(before == Some(postmaster), "a signal to a postmaster that is gone")?;
                 }
-                Effect::ApplySpec { postmaster, .. } | Effect::Promote { postmaster, .. } => {
+                Effect::ApplySpec { postmaster, .. }
+                | Effect::Promote { postmaster, .. }
+                | Effect::CheckIdle { postmaster, .. } => {
                     ensure(after == Some(postmaster), "a spec for a postmaster that is gone")?;
                 }
                 _ => {}
@@ -156,6 +164,19 @@ fn there_are_never_two_postmasters() {
         ensure(!forgotten || seen.event.ends_postmaster() == before, "forgot a postmaster that did not end")?;
         let served = seen.after.state().server().map(|server| server.postmaster);
         ensure(served.is_none() || served == after, "serves with a postmaster that is gone")
+    });
+}
+
+/// Nothing is spared that was not looked at: such a request ends a serving Postgres by the result of a look alone.
+#[test]
+fn a_termination_if_idle_stops_nothing_by_itself() {
+    each_step(|seen| {
+        let asked = seen.event.kind() == EventKind::TerminateIfIdleRequested;
+        let stops = kinds(seen).contains(&EffectKind::StopPostmaster);
+        ensure(!(asked && stops), "stopped Postgres without having looked")?;
+        let found = seen.step.verdict() == Verdict::Moved(Cause::FoundIdle);
+        let awaited = seen.before.machine.compute().idle_check.as_ref().map(|check| check.epoch);
+        ensure(!found || seen.event.settles() == awaited, "believed another look")
     });
 }
 
@@ -284,6 +305,12 @@ fn every_shape_is_sound() {
         assert_eq!(origin, expected, "{machine:#?}");
         let running = matches!(machine.state(), State::Running(_));
         assert!(running || promotion.work().is_none(), "promotes beside other work: {machine:#?}");
+        if let Some(check) = &machine.compute().idle_check {
+            let origin = node.origin(check.epoch).map(|it| it.kind);
+            assert_eq!(origin, Some(EffectKind::CheckIdle), "{machine:#?}");
+            assert!(running && promotion.work().is_none(), "looks beside other work: {machine:#?}");
+            assert!(!check.waiting.is_empty(), "looks for nobody: {machine:#?}");
+        }
         let idle = matches!(promotion.stage, Stage::Idle | Stage::Done);
         assert!(!idle || promotion.waiting.is_empty(), "waits for nothing: {machine:#?}");
         match machine.state() {
@@ -364,7 +391,9 @@ fn renewed(mut event: Event, number: u64) -> Event {
             *request = RequestId(number);
             spec.revision = Revision(number);
         }
-        Event::TerminateRequested { request, .. } | Event::RefreshRequested { request } => {
+        Event::TerminateRequested { request, .. }
+        | Event::TerminateIfIdleRequested { request, .. }
+        | Event::RefreshRequested { request } => {
             *request = RequestId(number);
         }
         Event::PromoteRequested { request, spec, lsn } => {

@@ -79,6 +79,10 @@ fn events() -> Vec<(Event, &'static str)> {
             r#"{"terminate_requested":{"request":9,"mode":"fast"}}"#,
         ),
         (
+            Event::TerminateIfIdleRequested { request, mode: TerminateMode::Immediate },
+            r#"{"terminate_if_idle_requested":{"request":9,"mode":"immediate"}}"#,
+        ),
+        (
             Event::PromoteRequested { request, spec: SPEC, lsn: Lsn(40) },
             r#"{"promote_requested":{"request":9,"spec":{"revision":1,"final_sync":true},"lsn":40}}"#,
         ),
@@ -95,6 +99,9 @@ fn events() -> Vec<(Event, &'static str)> {
         (Event::ApplyFailed { epoch, class }, r#"{"apply_failed":{"epoch":7,"class":"timed_out"}}"#),
         (Event::Promoted { epoch }, r#"{"promoted":{"epoch":7}}"#),
         (Event::PromoteFailed { epoch, class }, r#"{"promote_failed":{"epoch":7,"class":"timed_out"}}"#),
+        (Event::FoundIdle { epoch }, r#"{"found_idle":{"epoch":7}}"#),
+        (Event::FoundBusy { epoch }, r#"{"found_busy":{"epoch":7}}"#),
+        (Event::IdleCheckFailed { epoch, class }, r#"{"idle_check_failed":{"epoch":7,"class":"timed_out"}}"#),
         (
             Event::SpecFetched { epoch, fetched: FetchedSpec::Spec { spec: SPEC, same_pageservers: false } },
             r#"{"spec_fetched":{"epoch":7,"fetched":{"spec":{"spec":{"revision":1,"final_sync":true},"same_pageservers":false}}}}"#,

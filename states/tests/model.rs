@@ -37,6 +37,7 @@ enum Work {
     Prepare,
     Apply,
     Promote,
+    CheckIdle,
     Fetch,
     Sweep,
     FinalSync,
@@ -69,6 +70,7 @@ impl World {
         match *event {
             Event::ConfigureRequested { request, .. }
             | Event::TerminateRequested { request, .. }
+            | Event::TerminateIfIdleRequested { request, .. }
             | Event::PromoteRequested { request, .. }
             | Event::RefreshRequested { request } => {
                 self.owed.insert(request);
@@ -123,6 +125,10 @@ impl World {
                 self.note("promoted beside other work", !beside);
                 self.begin(Work::Promote, epoch);
             }
+            Effect::CheckIdle { epoch, postmaster } => {
+                self.note("a look at no postmaster", self.alive == Some(postmaster));
+                self.begin(Work::CheckIdle, epoch);
+            }
             Effect::FetchSpec { epoch, .. } => self.begin(Work::Fetch, epoch),
             Effect::StopPostmaster { postmaster, .. } | Effect::ReloadPostmaster { postmaster } => {
                 self.note("a signal for no postmaster", self.alive == Some(postmaster));
@@ -176,6 +182,10 @@ fn results(work: Work, epoch: Epoch) -> (Vec<Event>, Option<Event>) {
         }
         Work::Apply => (vec![Event::SpecApplied { epoch }], Some(Event::ApplyFailed { epoch, class })),
         Work::Promote => (vec![Event::Promoted { epoch }], Some(Event::PromoteFailed { epoch, class })),
+        Work::CheckIdle => (
+            vec![Event::FoundIdle { epoch }, Event::FoundBusy { epoch }],
+            Some(Event::IdleCheckFailed { epoch, class }),
+        ),
         Work::Fetch => (
             vec![found(true), found(false), Event::SpecFetched { epoch, fetched: FetchedSpec::NoSpec }],
             Some(Event::FetchFailed { epoch, class }),
@@ -232,6 +242,7 @@ impl Model for Bounds {
             may(Event::RefreshRequested { request });
             may(Event::TerminateRequested { request, mode: TerminateMode::Fast });
             may(Event::TerminateRequested { request, mode: TerminateMode::Immediate });
+            may(Event::TerminateIfIdleRequested { request, mode: TerminateMode::Fast });
             may(Event::StopSignalled);
         }
         let mishap = world.mishaps < self.mishaps;
@@ -285,6 +296,7 @@ impl Model for Bounds {
             | Event::PromoteRequested { .. }
             | Event::RefreshRequested { .. }
             | Event::TerminateRequested { .. }
+            | Event::TerminateIfIdleRequested { .. }
             | Event::StopSignalled => world.asked += 1,
             Event::PostmasterReady { .. } => world.was_ready = true,
             Event::TimerFired { epoch } => {

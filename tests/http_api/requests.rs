@@ -1,8 +1,9 @@
 //! Each route by itself: routing, tokens, bodies, queries, answers.
 
+use compute_ctl::activity::{Activity, Kind, Seen, Sighting};
 use compute_ctl::http::{self, Auth, BindSpec, ExternalAddress, Listeners, ServeError};
 use compute_ctl::limits;
-use compute_states::{ComputeStatus, Event, Policy};
+use compute_states::{ComputeStatus, Policy};
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -271,18 +272,28 @@ async fn status_has_its_fields_in_order_with_nulls() {
 
     let mut snapshots = node.engine.watch();
     let postmaster = node.world.postmaster();
-    node.engine.report(Event::ActivityObserved { postmaster, busy: true }).await;
+    let activity = Activity { idle_sessions: 2, physical_walsenders: 1, ..Activity::default() };
+    let newest = Some(Sighting { at: jiff::Timestamp::now(), kind: Kind::PhysicalWalsender });
+    node.engine.observe(postmaster, Seen { activity, newest });
     snapshots.wait_for(|snapshot| snapshot.last_active.is_some()).await.expect("the engine lives");
     let answer = node.get("/status").await;
     let body = answer.json();
     let active = body["last_active"].as_str().expect("text");
     assert!(active.ends_with("+00:00"), "{active}");
-    check(&answer, &format!(r#"{ids},"status":"running","last_active":"{active}","error":null"#));
+    let counts = concat!(
+        r#","activity":{"last_kind":"physical_walsender","#,
+        r#""sessions":{"active":0,"idle_in_transaction":0,"idle":2,"arriving":0},"#,
+        r#""walsenders":{"logical":0,"physical":1},"logical_slots":{"active":0,"inactive":0},"#,
+        r#""subscriptions":0,"autovacuum_workers":0,"statistics_moved":null}"#,
+    );
+    check(&answer, &format!(r#"{ids},"status":"running","last_active":"{active}","error":null{counts}"#));
 
     node.world.set(Part::Apply, Way::Fail("no such role"));
     node.post("/configure", &spec(json!({}))).await;
     let answer = node.get("/status").await;
-    check(&answer, &format!(r#"{ids},"status":"failed","last_active":"{active}","error":"no such role""#));
+    let failed =
+        format!(r#"{ids},"status":"failed","last_active":"{active}","error":"no such role"{counts}"#);
+    check(&answer, &failed);
     node.stop().await;
 }
 

@@ -18,6 +18,7 @@ use crate::postgres::promotion::Held;
 use crate::postgres::settings::{Change, Reload, SettingsError, SizeLimitLifted};
 use crate::postgres::{LastWords, Launch, LogSink, hba};
 use crate::secret::Secret;
+use crate::spec::document::ComputeFeature;
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
 use crate::storage::{self, Context, EndOfLog, OwnSlots, Phase, Role, Safekeepers, StorageError};
@@ -38,6 +39,12 @@ impl Parts {
         let stored = stored.ok_or_else(|| WorkError::plain(FailureClass::Permanent, missing()))?;
         self.hold(Needed::Wanted, stored.clone());
         Ok(stored)
+    }
+
+    /// Whether a compute that starts with this spec looks at the statistics of databases.
+    pub(super) fn looks_at_statistics(&self, spec: Revision) -> Result<bool, WorkError> {
+        let features = &self.stored(spec)?.document.features;
+        Ok(features.contains(&ComputeFeature::ActivityMonitorExperimental))
     }
 
     pub(super) fn slots(&self) -> MutexGuard<'_, OwnSlots> {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use statig::Outcome;
 
 use super::{
-    Compute, FaultKind, Holdings, Identities, IdentityVisitor, State, Terminated,
-    TerminationPendingImmediate, next_rung,
+    Compute, FaultKind, Holdings, Identities, IdentityVisitor, Running, State, Terminated,
+    TerminationPendingFast, TerminationPendingImmediate, next_rung,
 };
 use crate::effect::{Effect, ExitReason, Reply, StopMode, TerminationResult, Timer};
 use crate::event::{Event, TerminateMode};
@@ -73,10 +73,10 @@ pub enum Stage {
 }
 
 /// Why a shutdown begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// `POST /terminate`.
-    Requested(RequestId, TerminateMode),
+    /// `POST /terminate`, by whoever waits for it.
+    Requested(Vec<RequestId>, TerminateMode),
     /// A stop signal.
     Signalled,
     /// Postgres went down in order, and nobody had asked for it.
@@ -84,6 +84,19 @@ pub(super) enum Ending {
     /// The control plane has nothing for this compute any more. No sync: whoever is attached to the timeline
     /// now must not be disturbed.
     Detached,
+}
+
+/// The end of a compute in which nothing is at work.
+pub(crate) fn idle_shutdown(
+    step: &mut Step,
+    compute: &mut Compute,
+    running: &Running,
+    waiting: Vec<RequestId>,
+    mode: TerminateMode,
+) -> State {
+    let held = running.holdings(compute.promotion.work());
+    let shutdown = Shutdown::begin(step, compute, held, Ending::Requested(waiting, mode));
+    shutdown.into_state(mode)
 }
 
 impl Shutdown {
@@ -107,14 +120,14 @@ impl Shutdown {
                 Stage::Stopping { postmaster, work, rung, timer }
             }
         };
+        let fast = matches!(ending, Ending::Requested(_, TerminateMode::Fast));
         let (waiting, signals, asked, fallback) = match ending {
-            Ending::Requested(request, _) => (alloc::vec![request], 0, Some(true), ExitReason::Stopped),
+            Ending::Requested(waiting, _) => (waiting, 0, Some(true), ExitReason::Stopped),
             Ending::Signalled => (Vec::new(), 1, None, ExitReason::Stopped),
             Ending::PostgresStopped => (Vec::new(), 0, Some(false), ExitReason::Stopped),
             Ending::Detached => (Vec::new(), 0, None, ExitReason::Detached),
         };
         let sync = held.sync.zip(asked).map(|(spec, asked)| OwedSync { spec, asked });
-        let fast = matches!(ending, Ending::Requested(_, TerminateMode::Fast));
         Shutdown {
             waiting,
             signals,
@@ -122,6 +135,14 @@ impl Shutdown {
             reason: held.reason.unwrap_or(fallback),
             linger: fast && !held.nothing_to_report,
             stage,
+        }
+    }
+
+    /// The state of one that begins.
+    pub(super) fn into_state(self, mode: TerminateMode) -> State {
+        match mode {
+            TerminateMode::Fast => State::TerminationPendingFast(TerminationPendingFast(self)),
+            TerminateMode::Immediate => State::TerminationPendingImmediate(TerminationPendingImmediate(self)),
         }
     }
 
@@ -138,7 +159,9 @@ impl Shutdown {
         mode: TerminateMode,
     ) -> Outcome<State> {
         match *event {
-            Event::TerminateRequested { request, mode: asked } => {
+            // What goes down already spares nobody.
+            Event::TerminateRequested { request, mode: asked }
+            | Event::TerminateIfIdleRequested { request, mode: asked } => {
                 return self.join(compute, step, request, asked, mode);
             }
             Event::StopSignalled => return self.signalled(compute, step, mode),

@@ -3,7 +3,7 @@
 use statig::Outcome;
 
 use super::shutdown::{Ending, Shutdown};
-use super::{Compute, Failed, Remains, State, TerminationPendingFast, TerminationPendingImmediate};
+use super::{Compute, Failed, Remains, State};
 use crate::effect::{Effect, Reply};
 use crate::event::{Event, TerminateMode};
 use crate::verdict::{Cause, Refusal, Step};
@@ -62,24 +62,16 @@ impl Superstate<'_> {
 fn live(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) -> Outcome<State> {
     match *event {
         Event::TerminateRequested { request, mode } => {
-            let ending = Ending::Requested(request, mode);
+            let ending = Ending::Requested(alloc::vec![request], mode);
             let shutdown = Shutdown::begin(step, compute, state.holdings(compute), ending);
-            let target = match mode {
-                TerminateMode::Fast => State::TerminationPendingFast(TerminationPendingFast(shutdown)),
-                TerminateMode::Immediate => immediate(shutdown),
-            };
-            step.go(Cause::TerminationRequested, target)
+            step.go(Cause::TerminationRequested, shutdown.into_state(mode))
         }
         Event::StopSignalled => {
             let shutdown = Shutdown::begin(step, compute, state.holdings(compute), Ending::Signalled);
-            step.go(Cause::StopSignalled, immediate(shutdown))
+            step.go(Cause::StopSignalled, shutdown.into_state(TerminateMode::Immediate))
         }
         _ => Outcome::Super,
     }
-}
-
-fn immediate(shutdown: Shutdown) -> State {
-    State::TerminationPendingImmediate(TerminationPendingImmediate(shutdown))
 }
 
 /// With a serving Postgres: it can end by itself, be reloaded, and be seen at work.
@@ -91,7 +83,7 @@ fn attached(state: &mut State, compute: &mut Compute, event: &Event, step: &mut 
             let held = super::Holdings { postmaster: None, ..state.holdings(compute) };
             if exit.is_clean() {
                 let shutdown = Shutdown::begin(step, compute, held, Ending::PostgresStopped);
-                return step.go(Cause::PostgresStopped, immediate(shutdown));
+                return step.go(Cause::PostgresStopped, shutdown.into_state(TerminateMode::Immediate));
             }
             step.cancel(held.work);
             for epoch in held.forget {
@@ -139,9 +131,9 @@ fn any(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) -> 
         step.refuse(refusal)
     };
     match *event {
-        Event::ConfigureRequested { request, .. } | Event::TerminateRequested { request, .. } => {
-            turn_down(request, Refusal::InvalidStatus)
-        }
+        Event::ConfigureRequested { request, .. }
+        | Event::TerminateRequested { request, .. }
+        | Event::TerminateIfIdleRequested { request, .. } => turn_down(request, Refusal::InvalidStatus),
         Event::PromoteRequested { request, .. } => turn_down(request, Refusal::CannotPromote),
         Event::RefreshRequested { request } => turn_down(request, Refusal::CannotRefresh),
         Event::RefreshHinted => step.refuse(Refusal::CannotRefresh),
@@ -168,6 +160,9 @@ fn any(state: &State, compute: &mut Compute, event: &Event, step: &mut Step) -> 
         | Event::ApplyFailed { .. }
         | Event::Promoted { .. }
         | Event::PromoteFailed { .. }
+        | Event::FoundIdle { .. }
+        | Event::FoundBusy { .. }
+        | Event::IdleCheckFailed { .. }
         | Event::SpecFetched { .. }
         | Event::FetchFailed { .. }
         | Event::Swept { .. }

@@ -40,7 +40,8 @@ impl Terminated {
 
     pub(crate) fn on(&mut self, event: &Event, step: &mut Step) -> Outcome<State> {
         match *event {
-            Event::TerminateRequested { request, mode } => {
+            Event::TerminateRequested { request, mode }
+            | Event::TerminateIfIdleRequested { request, mode } => {
                 step.reply(request, Reply::AlreadyTerminated(self.result));
                 if mode == TerminateMode::Immediate {
                     self.exit(step);

@@ -209,6 +209,7 @@ impl<S: Subject> Run<S> {
                 Event::ConfigureRequested { request: self.request(), spec: self.spec(final_sync) }
             }
             Input::Terminate(mode) => Event::TerminateRequested { request: self.request(), mode },
+            Input::TerminateIfIdle(mode) => Event::TerminateIfIdleRequested { request: self.request(), mode },
             Input::Promote { final_sync } => {
                 let (request, spec) = (self.request(), self.spec(final_sync));
                 let lsn = log_of(Spec { revision: spec.revision.0, final_sync });
@@ -255,6 +256,11 @@ impl<S: Subject> Run<S> {
             Thing::Apply => Event::ApplyFailed { epoch, class },
             Thing::Promote if good => Event::Promoted { epoch },
             Thing::Promote => Event::PromoteFailed { epoch, class },
+            Thing::CheckIdle => match outcome {
+                Outcome::Good => Event::FoundIdle { epoch },
+                Outcome::Worse => Event::FoundBusy { epoch },
+                _ => Event::IdleCheckFailed { epoch, class },
+            },
             Thing::Fetch => {
                 let fetched = match outcome {
                     Outcome::Found { same, final_sync } => {
@@ -300,6 +306,7 @@ impl<S: Subject> Run<S> {
                 Effect::Promote { epoch, spec, lsn, .. } => {
                     (Some((Thing::Promote, epoch)), Ask::Promote { spec: spec.0, lsn })
                 }
+                Effect::CheckIdle { epoch, .. } => (Some((Thing::CheckIdle, epoch)), Ask::CheckIdle),
                 Effect::FetchSpec { epoch, applied } => {
                     (Some((Thing::Fetch, epoch)), Ask::Fetch { applied: applied.map(|spec| spec.0) })
                 }
@@ -386,6 +393,8 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
         (8, Input::Configure { final_sync: true }),
         (4, Input::Promote { final_sync: false }),
         (4, Input::Promote { final_sync: true }),
+        (5, Input::TerminateIfIdle(TerminateMode::Fast)),
+        (3, Input::TerminateIfIdle(TerminateMode::Immediate)),
         (12, Input::Refresh),
         (4, Input::Hint),
         (2, Input::Reload),
@@ -405,6 +414,7 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
         ];
         match work {
             Thing::Fetch => &FOUND,
+            Thing::CheckIdle => &[(1, Outcome::Good), (3, Outcome::Bad), (4, Outcome::Worse)],
             Thing::Prepare => &[(4, Outcome::Good), (3, Outcome::Bad), (1, Outcome::Worse)],
             _ => &[(4, Outcome::Good), (1, Outcome::Bad)],
         }
@@ -415,6 +425,7 @@ pub fn menu(node: &Node) -> Vec<(u32, Input)> {
         Thing::Prepare,
         Thing::Apply,
         Thing::Promote,
+        Thing::CheckIdle,
         Thing::Fetch,
         Thing::Sweep,
         Thing::FinalSync,

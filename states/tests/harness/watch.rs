@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use compute_states::{
-    ComputeStatus as S, Effect, Epoch, Event, EventKind, ExitReason, Policy, Refusal, Reply, RequestId,
-    TerminateMode, Timer, Verdict,
+    Cause, ComputeStatus as S, Effect, Epoch, Event, EventKind, ExitReason, Policy, Refusal, Reply,
+    RequestId, TerminateMode, Timer, Verdict,
 };
 
 use super::Reaction;
@@ -25,6 +25,8 @@ pub struct Watch {
     wanted: BTreeMap<Epoch, Thing>,
     known: BTreeSet<Epoch>,
     fast: bool,
+    /// How a termination is to end that waits for a look.
+    looking: Option<TerminateMode>,
     hastened: bool,
     was_empty: bool,
     crashed: bool,
@@ -44,6 +46,7 @@ impl Watch {
             wanted: BTreeMap::new(),
             known: BTreeSet::new(),
             fast: false,
+            looking: None,
             hastened: false,
             was_empty: false,
             crashed: false,
@@ -79,6 +82,7 @@ impl Watch {
         match *event {
             Event::ConfigureRequested { request, .. }
             | Event::TerminateRequested { request, .. }
+            | Event::TerminateIfIdleRequested { request, .. }
             | Event::PromoteRequested { request, .. }
             | Event::RefreshRequested { request } => {
                 self.owed.insert(request, event.kind());
@@ -97,6 +101,22 @@ impl Watch {
             && self.alive == Some(postmaster)
         {
             self.alive = None;
+        }
+        // What is looked at first decides when the look has a result.
+        let down =
+            matches!(before, S::TerminationPendingFast | S::TerminationPendingImmediate | S::Terminated);
+        if let Event::TerminateIfIdleRequested { mode, .. } = *event {
+            let refused = matches!(reaction.verdict, Verdict::Refused(_));
+            if down {
+                self.hastened |= mode == TerminateMode::Immediate && !refused;
+            } else if reaction.verdict == Verdict::Taken(Cause::IdleCheckRequested) {
+                self.looking = Some(mode);
+            } else if !refused && mode == TerminateMode::Immediate {
+                self.looking = Some(mode);
+            }
+        }
+        if matches!(event, Event::FoundIdle { .. }) && after != before {
+            self.fast |= self.looking == Some(TerminateMode::Fast);
         }
         if let Event::TerminateRequested { mode, .. } = *event {
             self.fast |= mode == TerminateMode::Fast && before != S::Terminated;
@@ -162,6 +182,10 @@ impl Watch {
                 ensure(!self.promoted, "a second promotion")?;
                 self.issue(epoch, Thing::Promote)
             }
+            Effect::CheckIdle { epoch, postmaster } => {
+                ensure(self.alive == Some(postmaster), "no live postmaster is looked at")?;
+                self.issue(epoch, Thing::CheckIdle)
+            }
             Effect::FetchSpec { epoch, .. } => self.issue(epoch, Thing::Fetch),
             Effect::StopPostmaster { postmaster, .. } | Effect::ReloadPostmaster { postmaster } => {
                 ensure(self.alive == Some(postmaster), "a signal for no live postmaster")
@@ -219,7 +243,8 @@ impl Watch {
         ensure(self.asked.contains(&request), "an answer to nobody")?;
         let Some(kind) = self.owed.remove(&request) else { return Err("a second answer".into()) };
         let configure = kind == EventKind::ConfigureRequested;
-        let terminate = kind == EventKind::TerminateRequested;
+        let if_idle = kind == EventKind::TerminateIfIdleRequested;
+        let terminate = if_idle || kind == EventKind::TerminateRequested;
         let promote = kind == EventKind::PromoteRequested;
         self.promoted |= reply == Reply::Promoted;
         let fits = match reply {
@@ -236,8 +261,13 @@ impl Watch {
             Reply::PromoteSuperseded => {
                 promote && matches!(after, S::TerminationPendingFast | S::TerminationPendingImmediate)
             }
+            Reply::NotIdle | Reply::IdleUnknown => if_idle && (before, after) == (S::Running, S::Running),
             Reply::Terminated(_) => terminate && before != S::Terminated && after == S::Terminated,
             Reply::AlreadyTerminated(_) => terminate && before == S::Terminated,
+            // To those who wait for a look, whatever else has begun.
+            Reply::Refused { refusal: Refusal::WorkBegun, status } => {
+                if_idle && before == S::Running && status == after
+            }
             Reply::Refused { refusal, status } => {
                 let fits = match kind {
                     EventKind::ConfigureRequested if refusal == Refusal::Promoting => before == S::Running,
@@ -246,6 +276,13 @@ impl Watch {
                         matches!(refusal, Refusal::CannotPromote | Refusal::TooManyWaiters)
                     }
                     EventKind::TerminateRequested => refusal == Refusal::TooManyWaiters,
+                    EventKind::TerminateIfIdleRequested => match before {
+                        S::Running => matches!(refusal, Refusal::TooManyWaiters | Refusal::Promoting),
+                        S::TerminationPendingFast | S::TerminationPendingImmediate => {
+                            refusal == Refusal::TooManyWaiters
+                        }
+                        _ => refusal == Refusal::InvalidStatus,
+                    },
                     _ => matches!(refusal, Refusal::CannotRefresh | Refusal::PostmasterUnconfirmed),
                 };
                 fits && status == before
@@ -281,7 +318,8 @@ impl Watch {
                         | S::RefreshConfigurationPending
                         | S::RefreshConfiguration
                 ),
-                EventKind::TerminateRequested => {
+                EventKind::TerminateIfIdleRequested if after == S::Running => true,
+                EventKind::TerminateRequested | EventKind::TerminateIfIdleRequested => {
                     matches!(after, S::TerminationPendingFast | S::TerminationPendingImmediate)
                 }
                 _ => false,
@@ -301,8 +339,9 @@ impl Watch {
                 }
             }
             S::Running => {
-                !self.owed.values().any(|kind| *kind == EventKind::PromoteRequested)
-                    || waits(&[Thing::Promote, Thing::Apply])
+                let owes = |kind| self.owed.values().any(|owed| *owed == kind);
+                (!owes(EventKind::PromoteRequested) || waits(&[Thing::Promote, Thing::Apply]))
+                    && (!owes(EventKind::TerminateIfIdleRequested) || waits(&[Thing::CheckIdle]))
             }
             S::ConfigurationPending => waits(&[Thing::Resolve]),
             S::Configuration | S::RefreshConfiguration => waits(&[Thing::Apply]),
@@ -344,7 +383,7 @@ fn fits(thing: Thing, status: S) -> bool {
         Thing::Apply => {
             matches!(status, S::Init | S::Configuration | S::RefreshConfiguration | S::Running)
         }
-        Thing::Promote => status == S::Running,
+        Thing::Promote | Thing::CheckIdle => status == S::Running,
         Thing::Fetch => status == S::RefreshConfigurationPending,
         Thing::Sweep | Thing::FinalSync => down || status == S::Failed,
         Thing::Postmaster => true,

@@ -237,6 +237,7 @@ fn altered(effect: &Effect, how: u8) -> Option<Effect> {
             | Effect::FinalSync { epoch, .. }
             | Effect::PrepareStorage { epoch, .. }
             | Effect::Promote { epoch, .. }
+            | Effect::CheckIdle { epoch, .. }
             | Effect::ApplySpec { epoch, .. },
             2,
         ) => epoch.0 = epoch.0.checked_sub(1)?,
@@ -262,9 +263,12 @@ fn altered(effect: &Effect, how: u8) -> Option<Effect> {
             2,
         ) => postmaster.0 = postmaster.0.checked_sub(1)?,
         (Effect::Promote { lsn, .. }, 1) => lsn.0 += 1,
-        (Effect::ApplySpec { postmaster, .. } | Effect::Promote { postmaster, .. }, 3) => {
-            postmaster.0 = postmaster.0.checked_sub(1)?
-        }
+        (
+            Effect::ApplySpec { postmaster, .. }
+            | Effect::Promote { postmaster, .. }
+            | Effect::CheckIdle { postmaster, .. },
+            3,
+        ) => postmaster.0 = postmaster.0.checked_sub(1)?,
         (Effect::StopPostmaster { mode, .. }, 0) => {
             *mode = if *mode == StopMode::Kill { StopMode::Fast } else { StopMode::Kill };
         }
@@ -297,6 +301,8 @@ fn wrong_reply(reply: Reply) -> Reply {
         Reply::Promoted => Reply::PromoteFailed,
         Reply::PromoteFailed => Reply::PromoteSuperseded,
         Reply::PromoteSuperseded => Reply::PromoteFailed,
+        Reply::NotIdle => Reply::IdleUnknown,
+        Reply::IdleUnknown => Reply::NotIdle,
         Reply::Terminated(TerminationResult::FinalSyncFailed) => {
             Reply::Terminated(TerminationResult::Stopped(None))
         }

@@ -14,6 +14,7 @@ use compute_states::{
 };
 
 mod down;
+mod look;
 mod promotion;
 mod words;
 
@@ -51,6 +52,10 @@ pub struct Node {
     pub waiters: Vec<u64>,
     pub promotion: Promotion,
     pub promoters: Vec<u64>,
+    /// Who waits for a look at what is at work.
+    pub lookers: Vec<u64>,
+    /// How the process ends if nothing is.
+    pub look_mode: TerminateMode,
     /// Cancelled work whose end is awaited all the same.
     pub winding: Option<Item>,
     pub gone: Option<Gone>,
@@ -90,6 +95,8 @@ impl Node {
             waiters: Vec::new(),
             promotion: Promotion::No,
             promoters: Vec::new(),
+            lookers: Vec::new(),
+            look_mode: TerminateMode::Fast,
             winding: None,
             gone: None,
             down: None,
@@ -111,6 +118,7 @@ impl Node {
             Input::Booted { spec } => self.booted(spec),
             Input::Configure { final_sync } => self.configure(final_sync),
             Input::Terminate(mode) => self.terminate(mode),
+            Input::TerminateIfIdle(mode) => self.terminate_if_idle(mode),
             Input::Promote { final_sync } => self.promote(final_sync),
             Input::Refresh => self.refresh(),
             Input::Hint => self.hint(),
@@ -134,6 +142,7 @@ impl Node {
             Input::NewProcess { .. } => unreachable!("the harness starts new processes"),
         };
         self.promotion_follows();
+        self.look_follows();
         let say = if self.status != before && say == Say::Taken { Say::Moved } else { say };
         Row { status: self.status, fault: self.fault, say, asks: std::mem::take(&mut self.asks) }
     }
@@ -174,6 +183,7 @@ impl Node {
             }
             Ask::Apply { .. } => self.issue(Thing::Apply),
             Ask::Promote { .. } => self.issue(Thing::Promote),
+            Ask::CheckIdle => self.issue(Thing::CheckIdle),
             Ask::Fetch { .. } => self.issue(Thing::Fetch),
             Ask::Sweep => self.issue(Thing::Sweep),
             Ask::FinalSync { .. } => self.issue(Thing::FinalSync),
@@ -390,6 +400,7 @@ impl Node {
             (S::Configuration, Thing::Apply, Outcome::Good) => self.succeed(),
             (S::Configuration, Thing::Apply, _) => self.fail_alive(FaultKind::ApplyFailed(WORK_FAILS), work),
 
+            (S::Running, Thing::CheckIdle, _) => self.looked(outcome),
             (S::Running, Thing::Promote, _) => self.promoted(outcome == Outcome::Good),
             (S::Running, Thing::Apply, _) => self.promoted_applied(outcome == Outcome::Good),
 

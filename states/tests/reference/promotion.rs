@@ -44,6 +44,7 @@ impl Node {
 
     fn begin_promotion(&mut self, spec: Spec, lsn: Lsn) {
         self.promotion = Promotion::UnderWay(spec);
+        self.look_is_over();
         self.ask(Ask::Promote { spec: spec.revision, lsn });
     }
 

@@ -15,6 +15,7 @@ pub enum Thing {
     Prepare,
     Apply,
     Promote,
+    CheckIdle,
     Fetch,
     Sweep,
     FinalSync,
@@ -30,7 +31,8 @@ pub type Item = (Thing, u64);
 pub enum Outcome {
     Good,
     Bad,
-    /// Badly, and it will not pass. Only preparations tell this from the other.
+    /// Badly, and it will not pass. Only preparations tell this from the other, and looks, for which it is that
+    /// something is at work.
     Worse,
     /// Fetched a spec; `same` pageservers as the one applied last.
     Found {
@@ -60,6 +62,7 @@ pub enum Input {
         final_sync: bool,
     },
     Terminate(TerminateMode),
+    TerminateIfIdle(TerminateMode),
     Promote {
         final_sync: bool,
     },
@@ -95,6 +98,7 @@ pub enum Ask {
     Start { spec: u64 },
     Apply { spec: u64, first: bool },
     Promote { spec: u64, lsn: Lsn },
+    CheckIdle,
     Fetch { applied: Option<u64> },
     Stop(StopMode),
     Reload,
