@@ -24,7 +24,7 @@ use compute_states::diagram::{Format, Slice};
 
 pub use client::{ClientError, Compute};
 pub use exit::ExitCode;
-pub use options::{Connstr, Port, RestartPolicy, RunOptions, SpecSource};
+pub use options::{Connstr, LogFormat, Port, RestartPolicy, RunOptions, SpecSource};
 
 /// What the program is asked to do.
 #[derive(Clone, Debug)]

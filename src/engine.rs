@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use compute_states::promotion::Stage;
+use compute_states::promotion;
 use compute_states::state::{Init, Phase};
 use compute_states::{
     Cause, ComputeStatus, Effect, Event, EventKind, ExitReason, Machine, Policy, RequestId, Revision, State,
@@ -27,7 +27,7 @@ use compute_states::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::limits;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Stage};
 
 pub mod effects;
 pub mod journal;
@@ -80,7 +80,9 @@ pub struct Engine<W: World> {
     /// How long the promotion took, and since when the server is a primary.
     promotion: Option<(Promoted, Duration)>,
     /// Where the promotion was before the last event.
-    promotion_stage: Stage,
+    promotion_stage: promotion::Stage,
+    /// Where the start was after the last event.
+    stage: Stage,
     on_failure: Option<FailureHook>,
 }
 
@@ -105,7 +107,8 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
         metrics,
         spec: None,
         promotion: None,
-        promotion_stage: Stage::Idle,
+        promotion_stage: promotion::Stage::Idle,
+        stage: Stage::Elsewhere,
         on_failure: None,
     };
     (engine, handle)
@@ -181,6 +184,7 @@ impl<W: World> Engine<W> {
         } else {
             tracing::debug!(?event, status = %after, verdict = ?verdict, "event");
         }
+        self.note_stage();
         self.note_retry(verdict);
         self.note_promotion(verdict, promoted, now);
         self.publish(&event, verdict, note.clone());
@@ -193,6 +197,19 @@ impl<W: World> Engine<W> {
             hook(self.journal.record());
         }
         exit
+    }
+
+    /// Tells the measurement of the first start how far it is.
+    fn note_stage(&mut self) {
+        let stage = Stage::of(self.machine.state());
+        if stage == self.stage {
+            return;
+        }
+        self.stage = stage;
+        if let Some(figures) = self.metrics.startup().enter(stage) {
+            self.metrics.started(&figures);
+            figures.log();
+        }
     }
 
     /// The failure itself was logged by the work that met it.
@@ -216,14 +233,18 @@ impl<W: World> Engine<W> {
         }
         let before = std::mem::replace(&mut self.promotion_stage, self.machine.compute().promotion.stage);
         let outcome = match (before, self.promotion_stage) {
-            (_, Stage::Done) => "completed",
-            (_, Stage::Unapplied) => "unapplied",
-            (Stage::Queued { .. } | Stage::Promoting { .. }, Stage::Idle) => "failed",
+            (_, promotion::Stage::Done) => "completed",
+            (_, promotion::Stage::Unapplied) => "unapplied",
+            (
+                promotion::Stage::Queued { .. } | promotion::Stage::Promoting { .. },
+                promotion::Stage::Idle,
+            ) => "failed",
             _ => return,
         };
         self.metrics.promotion(outcome);
         tracing::info!(outcome, "promotion");
-        if let (Some((promoted, since)), Stage::Done) = (&mut self.promotion, self.promotion_stage) {
+        if let (Some((promoted, since)), promotion::Stage::Done) =
+            (&mut self.promotion, self.promotion_stage) {
             promoted.reconfigure = now.saturating_sub(*since);
         }
     }
@@ -231,7 +252,7 @@ impl<W: World> Engine<W> {
     /// Publishes before any answer is sent, so that whoever was answered finds what the answer says.
     fn publish(&mut self, event: &Event, verdict: Verdict, note: Option<Arc<str>>) {
         self.spec = status::current_spec(self.machine.state()).or(self.spec);
-        let done = self.promotion_stage == Stage::Done;
+        let done = self.promotion_stage == promotion::Stage::Done;
         let promotion = self.promotion.filter(|_| done).map(|(promoted, _)| promoted);
         let unchanged = self.snapshot.status == self.machine.status()
             && self.snapshot.fault == self.machine.fault()

@@ -38,6 +38,7 @@ use crate::signals::{self, Asked, Signals};
 use crate::spec::document::ComputeConfig;
 use crate::spec::fault::Shape;
 use crate::storage::Progress;
+use crate::telemetry::metrics::Attacher;
 use crate::telemetry::{self, Metrics};
 
 use afterwards::Afterwards;
@@ -147,6 +148,9 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     // First, and what was caught before is in them.
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let metrics = Arc::new(Metrics::new());
+    if let (true, Some(instance_id)) = (options.lakebase_mode, options.instance_id.clone()) {
+        metrics.tell_attachments_of(Attacher { compute_id: options.compute_id.clone(), instance_id });
+    }
     let source = source(&options);
     // As root, perhaps: the config may be root's alone to read, and the ports such as only root can have.
     let config = async {

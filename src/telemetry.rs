@@ -2,10 +2,12 @@
 
 pub mod log;
 pub mod metrics;
+pub mod startup;
 
 use std::error::Error;
 
 pub use metrics::Metrics;
+pub use startup::{Stage, Startup, StartupFigures};
 
 /// An error and its causes in one line. Some errors have the text of their cause in their own.
 pub(crate) fn chain(error: &dyn Error) -> String {

@@ -9,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use compute_states::diagram::{Format, Slice};
 
-use super::RestartPolicy;
+use super::{LogFormat, RestartPolicy};
 use super::plan::Color;
 use crate::limits;
 use crate::secret::Secret;
@@ -202,6 +202,10 @@ pub(super) struct NodeArgs {
     /// Directory for what can be made again, such as initdb templates.
     #[arg(long, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
+
+    /// Form of the log: lines for people, or one JSON object a line; `text` if absent. [env: COMPUTE_CTL_LOG_FORMAT]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,7 @@ use super::{Identity, SpecIntake};
 use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
 use crate::limits;
 use crate::storage::{Phase, Progress};
+use crate::telemetry::StartupFigures;
 
 pub(super) mod postgres;
 
@@ -290,6 +291,11 @@ pub(super) fn status(snapshot: &Snapshot, view: View<'_>) -> Response {
         storage: (snapshot.status == ComputeStatus::Init).then(|| Preparation::of(view.progress)).flatten(),
     };
     json(StatusCode::OK, &body)
+}
+
+/// The body of `GET /metrics.json`.
+pub(super) fn startup(figures: &StartupFigures) -> Response {
+    json(StatusCode::OK, figures)
 }
 
 /// The text of `GET /metrics`.

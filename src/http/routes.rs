@@ -70,6 +70,7 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     finish([
         guarded("/status", READ, &shared).map(|guarded: Guarded| status(guarded?)).boxed(),
         route("/metrics", READ, &shared).map(metrics).boxed(),
+        guarded("/metrics.json", READ, &shared).map(|guarded: Guarded| startup(guarded?)).boxed(),
         json("/configure", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, configure),
         promote(&shared),
         json("/plan", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, postgres::plan),
@@ -104,7 +105,15 @@ fn status(shared: Arc<Shared>) -> Handled {
 fn metrics(shared: Arc<Shared>) -> Handled {
     let context = &shared.context;
     context.metrics.preparation(&context.progress);
+    // Looked up when it is asked for, so that it is right whatever has changed the spec.
+    let present = context.engine.snapshot().spec.map(|revision| context.specs.identity(revision));
+    let present = present.unwrap_or_default();
+    context.metrics.attached(present.tenant.as_deref().zip(present.timeline.as_deref()));
     response::metrics(context.metrics.render(context.engine.queue_depth()))
+}
+
+fn startup(shared: Arc<Shared>) -> Handled {
+    Ok(response::startup(&shared.context.metrics.startup().figures()))
 }
 
 async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>) -> Handled {

@@ -157,6 +157,9 @@ async fn prepare(neon: &Neon, context: &Context) -> Result<Prepared, StorageErro
     blocking(&context.cancel, move |cancel| Ok(pgdata.clear(rule, cancel)?)).await?;
     match fill(neon, context, backup).await {
         Ok(()) => {
+            context.progress.measure(|measured| {
+                (measured.connect, measured.fetch) = (connected, began.elapsed());
+            });
             tracing::info!(
                 server,
                 lsn = lsn.map(tracing::field::display),

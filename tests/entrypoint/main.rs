@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod crash;
+mod figures;
 mod logging;
 mod plan;
 mod refusals;

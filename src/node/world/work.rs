@@ -4,6 +4,8 @@ use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use compute_states::{FailureClass, FetchedSpec, Revision};
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::super::afterwards::Task;
@@ -124,6 +126,7 @@ impl Parts {
         let prepared = storage.prepare(&self.context(&text, Role::of(&stored), restart, token)).await;
         self.progress.enter(Phase::Idle);
         let prepared = prepared.map_err(storage_error)?;
+        self.metrics.startup().prepared(self.progress.measured(), self.progress.received());
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
         self.write_files(text).await?;
         self.write_secrets(stored).await?;
@@ -140,8 +143,10 @@ impl Parts {
         let safekeepers = Safekeepers::of(&stored).ok_or_else(|| {
             WorkError::plain(FailureClass::Permanent, "this node has no safekeepers; this is a bug")
         })?;
+        let begun = Instant::now();
         let synced = safekeepers.sync(self.installation.postgres(), self.pgdata.path(), token).await;
         let end = synced.map_err(|error| storage_error(error.into()))?;
+        self.metrics.startup().synced(begun.elapsed());
         tracing::info!(%end, "safekeepers synchronised");
         Ok(Done::Synced(match end {
             EndOfLog::At(Lsn(lsn)) => compute_states::Lsn(lsn),
@@ -287,7 +292,12 @@ impl Parts {
             let applied = catalog::apply(&connection, document, &options, token).await;
             let applied = applied.map_err(|error| match error {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
-                other => permanent(other),
+                other => {
+                    if other.sqlstate() == Some(SqlState::QUERY_CANCELED.code()) {
+                        self.metrics.catalog_statement_timed_out();
+                    }
+                    permanent(other)
+                }
             })?;
             if let Some(lifted) = lifted {
                 lifted.end(document.drop_subscriptions_before_start).await.map_err(permanent)?;

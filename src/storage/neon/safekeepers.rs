@@ -93,6 +93,7 @@ impl Safekeepers {
         let asked = context.cancel.run_until_cancelled(self.check(limits::SAFEKEEPER_CHECK)).await;
         let asked = asked.ok_or(StorageError::Cancelled)?;
         let sync_sk_check_ms = millis(begun);
+        context.progress.measure(|measured| measured.safekeeper_check = begun.elapsed());
         match asked {
             Ok(end) => {
                 tracing::info!(sync_sk_check_ms, %end, "safekeepers agree");
@@ -105,6 +106,7 @@ impl Safekeepers {
         let (cache, text) = (context.cache.clone(), context.conf.clone());
         let place = blocking(&context.cancel, move |_| settings(&cache, &text)).await?;
         let end = self.retry(context, &place.path).await?;
+        context.progress.measure(|measured| measured.safekeeper_sync = begun.elapsed());
         tracing::info!(sync_safekeepers_ms = millis(begun), %end, "safekeepers synchronised");
         Ok(end)
     }
