@@ -85,6 +85,22 @@ pub const ORPHAN_KILL: Duration = Duration::from_secs(5);
 /// The same for a postmaster that a fault of this program left behind.
 pub const LAST_SWEEP: Duration = Duration::from_secs(20);
 
+/// Between two looks at the installed extensions there is twice this, unless a flag or the spec says otherwise; the
+/// original's value.
+pub const EXTENSIONS_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// A flag that says less must not make a load of it.
+pub const EXTENSIONS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// A year: what lies further away cannot be told from never, and would overflow a clock.
+pub const EXTENSIONS_INTERVAL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Databases whose extensions are looked at, each over a session of its own; the original's value.
+pub const EXTENSIONS_DATABASES: i64 = 500;
+
+/// Bound of one look at the installed extensions. A session takes some milliseconds.
+pub const EXTENSIONS_ROUND: Duration = Duration::from_secs(300);
+
 // ---- log ----------------------------------------------------------------------------------------------
 
 /// Bytes of log lines that wait to be written; half of it is Postgres's share. With a whole message of Postgres's

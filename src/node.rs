@@ -7,6 +7,7 @@
 mod activity;
 mod afterwards;
 mod error;
+mod extensions;
 mod intake;
 mod journal;
 mod leases;
@@ -232,6 +233,14 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         let monitor = activity::monitor(handle.clone(), Secret::new(connstr.reveal()));
         let ends = producers.clone();
         async move { ends.run_until_cancelled(monitor).await }
+    });
+    tokio::spawn({
+        let connstr = Secret::new(connstr.reveal());
+        let interval = options.extensions_interval;
+        let looks =
+            extensions::collect(handle.clone(), connstr, intake.clone(), metrics.clone(), interval);
+        let ends = producers.clone();
+        async move { ends.run_until_cancelled(looks).await }
     });
     if options.source == SpecSource::Standalone {
         let banner = standalone::Banner::new(&options, connstr.port(), &listeners);
