@@ -193,6 +193,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     let Some(pgdata) = unless_stopped(&mut signals, claim(&options.pgdata)).await? else {
         return Ok(stopped_early().await);
     };
+    let postgres_settings = Settings::new(metrics.clone());
+    let reported = postgres_settings.reported();
     let parts = Parts {
         pgdata,
         installation,
@@ -207,7 +209,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
         leases: Leases::default(),
-        settings: Settings::new(metrics.clone()),
+        settings: postgres_settings,
         progress: progress.clone(),
         slots: Mutex::default(),
         documents: Mutex::default(),
@@ -250,8 +252,15 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         true => Auth::open(),
         false => Auth::tokens(&config.compute_ctl_config.jwks, &options.compute_id),
     };
-    let context =
-        http::Context { engine: handle, metrics, progress, specs: Arc::new(intake), postgres, auth };
+    let context = http::Context {
+        engine: handle,
+        metrics,
+        progress,
+        specs: Arc::new(intake),
+        postgres,
+        auth,
+        settings: reported,
+    };
     let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;

@@ -17,6 +17,7 @@ use super::auth::Denied;
 use super::{Identity, SpecIntake};
 use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
 use crate::limits;
+use crate::postgres::settings::{Report, Reported};
 use crate::storage::{Phase, Progress};
 use crate::telemetry::StartupFigures;
 
@@ -194,6 +195,9 @@ struct Status<'a> {
     /// Not known to the original, whose clients skip what they do not know; absent when nothing is prepared.
     #[serde(skip_serializing_if = "Option::is_none")]
     storage: Option<Preparation>,
+    /// The same; absent when everything that is wanted is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settings: Option<&'a Report>,
 }
 
 /// How far the preparation of the data directory is.
@@ -222,6 +226,7 @@ impl Preparation {
 pub(super) struct View<'a> {
     pub(super) specs: &'a dyn SpecIntake,
     pub(super) progress: &'a Progress,
+    pub(super) settings: &'a Reported,
 }
 
 /// What the machine answered, or why it did not.
@@ -280,6 +285,7 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
 pub(super) fn status(snapshot: &Snapshot, view: View<'_>) -> Response {
     let Identity { tenant, timeline } =
         snapshot.spec.map(|revision| view.specs.identity(revision)).unwrap_or_default();
+    let settings = view.settings.get();
     let body = Status {
         start_time: with_letter(snapshot.start_time),
         tenant,
@@ -289,6 +295,7 @@ pub(super) fn status(snapshot: &Snapshot, view: View<'_>) -> Response {
         last_active: snapshot.last_active.map(with_offset),
         error: snapshot.error.as_deref(),
         storage: (snapshot.status == ComputeStatus::Init).then(|| Preparation::of(view.progress)).flatten(),
+        settings: (!settings.is_empty()).then_some(&*settings),
     };
     json(StatusCode::OK, &body)
 }
@@ -435,7 +442,8 @@ mod tests {
             promotion: None,
         };
         let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
-        let view = View { specs: &NoSpecs, progress: &Progress::default() };
+        let (progress, settings) = (Progress::default(), Reported::default());
+        let view = View { specs: &NoSpecs, progress: &progress, settings: &settings };
         let problem = answered(Ok(Answer { reply, snapshot: snapshot.into(), failure: None }), view)
             .expect_err("refused");
         assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);

@@ -44,7 +44,11 @@ struct Shared {
 
 impl Shared {
     fn view(&self) -> View<'_> {
-        View { specs: &*self.context.specs, progress: &self.context.progress }
+        View {
+            specs: &*self.context.specs,
+            progress: &self.context.progress,
+            settings: &self.context.settings,
+        }
     }
 }
 

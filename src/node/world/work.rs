@@ -22,6 +22,7 @@ use crate::postgres::{LastWords, Launch, LogSink, hba};
 use crate::secret::Secret;
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
+use crate::telemetry::chain;
 use crate::storage::{self, Context, EndOfLog, OwnSlots, Phase, Role, Safekeepers, StorageError};
 
 impl Parts {
@@ -189,6 +190,17 @@ impl Parts {
             env,
             log: words.heard_by(LogSink::stderr()),
         })
+    }
+
+    /// Finds out what the server made of a reload that was asked for from outside.
+    pub(super) async fn look_at_settings(&self) {
+        let Some(applied) = self.held(Needed::Applied) else { return };
+        let Ok(server) = ConnectionSettings::new(&self.connstr, Profile::of(&applied.resolved)) else {
+            return;
+        };
+        if let Err(error) = self.settings.look(&server, &CancellationToken::new()).await {
+            tracing::warn!("what became of the reload is not known: {}", chain(&error));
+        }
     }
 
     pub(super) async fn apply(
