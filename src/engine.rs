@@ -11,6 +11,7 @@
 //! | [`world`] | what the outside can do, as a trait; the real one and the simulated one implement it |
 //! | [`effects`] | spawning, cancelling, one result each |
 //! | [`journal`] | the ring of what happened, its file, its replay |
+//! | `spans` | what traces show |
 //! | [`status`] | what is published |
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use crate::telemetry::{Metrics, Stage};
 pub mod effects;
 pub mod journal;
 pub mod queue;
+mod spans;
 pub mod status;
 pub mod world;
 
@@ -40,6 +42,7 @@ use journal::Journal;
 pub use journal::Recording;
 use queue::{Answer, Control, Envelope, Input};
 pub use queue::{Handle, Rejected};
+use spans::Spans;
 pub use status::Promoted;
 pub use status::Snapshot;
 pub use world::{Done, Facts, PromotionTimes, Work, WorkError, World};
@@ -83,6 +86,7 @@ pub struct Engine<W: World> {
     promotion_stage: promotion::Stage,
     /// Where the start was after the last event.
     stage: Stage,
+    spans: Spans,
     on_failure: Option<FailureHook>,
 }
 
@@ -109,6 +113,7 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
         promotion: None,
         promotion_stage: promotion::Stage::Idle,
         stage: Stage::Elsewhere,
+        spans: Spans::new(),
         on_failure: None,
     };
     (engine, handle)
@@ -156,7 +161,8 @@ impl<W: World> Engine<W> {
                 promoted = Some(times);
                 (event, None)
             }
-            Input::Request { event, request, reply } => {
+            Input::Request { event, request, reply, span } => {
+                self.spans.asked(&event, span);
                 self.replies.insert(request, reply);
                 (event, None)
             }
@@ -181,6 +187,7 @@ impl<W: World> Engine<W> {
             let cause = verdict.cause();
             self.metrics.transition(before, after, cause);
             tracing::info!(from = %before, to = %after, cause = %verdict, "transition");
+            self.spans.enter(after);
         } else {
             tracing::debug!(?event, status = %after, verdict = ?verdict, "event");
         }
@@ -206,6 +213,7 @@ impl<W: World> Engine<W> {
             return;
         }
         self.stage = stage;
+        self.spans.reach(stage);
         if let Some(figures) = self.metrics.startup().enter(stage) {
             self.metrics.started(&figures);
             figures.log();
@@ -243,8 +251,8 @@ impl<W: World> Engine<W> {
         };
         self.metrics.promotion(outcome);
         tracing::info!(outcome, "promotion");
-        if let (Some((promoted, since)), promotion::Stage::Done) =
-            (&mut self.promotion, self.promotion_stage) {
+        if let (Some((promoted, since)), promotion::Stage::Done) = (&mut self.promotion, self.promotion_stage)
+        {
             promoted.reconfigure = now.saturating_sub(*since);
         }
     }
@@ -274,6 +282,7 @@ impl<W: World> Engine<W> {
         for effect in step.effects() {
             match *effect {
                 Effect::Reply { request, reply } => {
+                    self.spans.answered(request);
                     if let Some(sender) = self.replies.remove(&request) {
                         let snapshot = self.snapshot.clone();
                         // A client that went away does not need its answer.
@@ -281,7 +290,7 @@ impl<W: World> Engine<W> {
                     }
                 }
                 Effect::Exit { reason } => ended = Some(Ended::Exit(reason)),
-                other => self.effects.carry_out(other),
+                other => self.effects.carry_out(other, &self.spans),
             }
         }
         ended

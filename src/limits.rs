@@ -115,6 +115,21 @@ pub const LOG_STALL: Duration = Duration::from_secs(3);
 /// one that does not must not keep the process.
 pub const LOG_FLUSH: Duration = Duration::from_secs(2);
 
+/// What is told of the path and of the query of a request; whoever sends more wants to fill something.
+pub const TRACE_URL: usize = 200;
+
+/// For one request to a collector of traces, the original's value; nobody waits for it.
+pub const TRACE_EXPORT: Duration = Duration::from_secs(10);
+
+/// What a collector of traces may answer; it has nothing to say but yes.
+pub const TRACE_ANSWER: usize = 64 * 1024;
+
+/// For the last traces at the exit, to a collector that has answered before; the original's value.
+pub const TRACE_FLUSH: Duration = Duration::from_secs(2);
+
+/// The same for a collector of which nothing is known yet. One that is near answers in this time.
+pub const TRACE_FLUSH_UNKNOWN: Duration = Duration::from_millis(300);
+
 // ---- spec ---------------------------------------------------------------------------------------------
 
 /// Largest config or spec file read, in bytes: as much as `POST /configure` takes, so that whatever can be sent

@@ -40,7 +40,7 @@ use crate::spec::document::ComputeConfig;
 use crate::spec::fault::Shape;
 use crate::storage::Progress;
 use crate::telemetry::metrics::Attacher;
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::{self, Metrics, Traces};
 
 use afterwards::Afterwards;
 use error::StartError;
@@ -52,9 +52,16 @@ use world::{Parts, RealWorld};
 
 /// Runs a node from its first step to its exit code.
 pub fn run(options: RunOptions) -> ExitCode {
-    if let Err(error) = telemetry::log::init() {
+    let (traces, fault) = match Traces::begin() {
+        Ok(traces) => (traces, None),
+        Err(fault) => (None, Some(fault)),
+    };
+    if let Err(error) = telemetry::log::init(options.log_format, traces.as_ref()) {
         let _ = writeln!(std::io::stderr(), "nothing can be logged: {error}");
         return ExitCode::Internal;
+    }
+    if let Some(fault) = fault {
+        tracing::warn!("there will be no traces: {fault}");
     }
     let caught = signals::catch_early();
     // Until the end, so that the exit code is ours to give and the last lines are written to our own terminal.
@@ -66,6 +73,9 @@ pub fn run(options: RunOptions) -> ExitCode {
             ExitCode::Internal
         }
     };
+    if let Some(traces) = traces {
+        traces.end();
+    }
     telemetry::log::flush(limits::LOG_FLUSH);
     code
 }
@@ -239,8 +249,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     tokio::spawn({
         let connstr = Secret::new(connstr.reveal());
         let interval = options.extensions_interval;
-        let looks =
-            extensions::collect(handle.clone(), connstr, intake.clone(), metrics.clone(), interval);
+        let looks = extensions::collect(handle.clone(), connstr, intake.clone(), metrics.clone(), interval);
         let ends = producers.clone();
         async move { ends.run_until_cancelled(looks).await }
     });

@@ -9,8 +9,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use compute_states::diagram::{Format, Slice};
 
-use super::{LogFormat, RestartPolicy};
 use super::plan::Color;
+use super::{LogFormat, RestartPolicy};
 use crate::limits;
 use crate::secret::Secret;
 

@@ -318,9 +318,8 @@ const LOG_FORMAT: &str = "COMPUTE_CTL_LOG_FORMAT";
 fn log_format(environment: Environment<'_>) -> Result<LogFormat, UsageFault> {
     match environment.text(LOG_FORMAT).as_deref() {
         None | Some("") => Ok(LogFormat::default()),
-        Some(text) => {
-            LogFormat::from_str(text, false).map_err(|_| invalid(format!("{LOG_FORMAT} must be text or json")))
-        }
+        Some(text) => LogFormat::from_str(text, false)
+            .map_err(|_| invalid(format!("{LOG_FORMAT} must be text or json"))),
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use compute_states::TerminateMode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tracing::Instrument;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::http::{HeaderMap, HeaderValue, Method};
@@ -179,7 +180,7 @@ async fn refresh(shared: Arc<Shared>) -> Handled {
 
 /// Work that goes on when the client goes away, because dropping the handler does not drop it.
 async fn detached(work: impl Future<Output = Handled> + Send + 'static) -> Handled {
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::bug()))
+    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(Problem::bug()))
 }
 
 fn termination_mode(query: &str) -> Result<TerminateMode, Problem> {

@@ -355,10 +355,7 @@ impl Metrics {
     }
 
     /// Notes in how many databases each extension is; whatever is not among them has no sample any more.
-    pub fn installed_extensions<'a>(
-        &self,
-        found: impl IntoIterator<Item = (&'a InstalledExtension, usize)>,
-    ) {
+    pub fn installed_extensions<'a>(&self, found: impl IntoIterator<Item = (&'a InstalledExtension, usize)>) {
         self.original.installed(found);
     }
 
@@ -393,7 +390,8 @@ impl Metrics {
         }
         families.retain(|family| !family.get_metric().is_empty());
         // The original's in its order, then ours by name.
-        families.sort_by_key(|family| ORDER.iter().position(|name| *name == family.name()).unwrap_or(usize::MAX));
+        families
+            .sort_by_key(|family| ORDER.iter().position(|name| *name == family.name()).unwrap_or(usize::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())

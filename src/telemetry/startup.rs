@@ -259,7 +259,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn with_a_spec_at_hand_the_start_is_that_of_the_process() {
         let startup = Startup::default();
-        for stage in [Stage::Preparing, Stage::Starting, Stage::Elsewhere, Stage::Preparing, Stage::Starting] {
+        for stage in [Stage::Preparing, Stage::Starting, Stage::Elsewhere, Stage::Preparing, Stage::Starting]
+        {
             advance(SECOND).await;
             startup.enter(stage);
         }

@@ -20,9 +20,7 @@ fn told(node: &Node<'_>) -> Option<Value> {
 }
 
 fn sample(name: &str, owner: &str, version: &str, databases: usize) -> String {
-    format!(
-        "{{extension_name=\"{name}\",owned_by_superuser=\"{owner}\",version=\"{version}\"}} {databases}"
-    )
+    format!("{{extension_name=\"{name}\",owned_by_superuser=\"{owner}\",version=\"{version}\"}} {databases}")
 }
 
 #[test]

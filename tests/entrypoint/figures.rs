@@ -91,7 +91,9 @@ fn a_scrape_has_the_families_of_the_original_with_its_labels() {
                     tenant_id=\"c9269c359e9a199fad1ea0981246a78f\",\
                     timeline_id=\"ece7de74d4b8cbe5433a68ce4d1b97b4\"} 1";
     assert!(text.lines().any(|line| line == attached), "{text}");
-    assert!(text.contains("compute_installed_extensions{extension_name=\"plpgsql\",owned_by_superuser=\"1\""));
+    assert!(
+        text.contains("compute_installed_extensions{extension_name=\"plpgsql\",owned_by_superuser=\"1\"")
+    );
 
     // The attachment is the present one, whatever has changed it.
     spec["timeline_id"] = json!("00000000000000000000000000000001");

@@ -104,7 +104,11 @@ fn what_needs_a_restart_is_said_and_shown() {
     assert_eq!(code, 500, "{body}");
     assert!(body["error"].as_str().is_some_and(|text| text.contains("max_connections = 'many'")), "{body}");
     let settings = &node.status().unwrap()["settings"];
-    assert_eq!(settings["pending_restart"], json!(["max_connections"]), "that waits all the same: {settings}");
+    assert_eq!(
+        settings["pending_restart"],
+        json!(["max_connections"]),
+        "that waits all the same: {settings}"
+    );
     assert_eq!(settings["rejected"][0]["name"], "max_connections", "{settings}");
     assert_eq!(node.configure(&place.spec()).0, 200);
     assert_eq!(metric(&node, GAUGE).unwrap(), "0");

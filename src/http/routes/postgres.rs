@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use compute_states::ComputeStatus;
 use serde::Deserialize;
+use tracing::Instrument;
 
 use super::{Guarded, Handled, Received, Shared, query};
 use crate::catalog::Profile;
@@ -33,7 +34,8 @@ pub(super) async fn dump_schema(shared: Guarded, query: Option<String>) -> Handl
 pub(super) async fn check_writability(shared: Guarded) -> Handled {
     let shared = shared?;
     must_run(&shared)?;
-    response::writable(shared.context.postgres.check_writability().await)
+    let span = tracing::info_span!("check_writability");
+    response::writable(shared.context.postgres.check_writability().instrument(span).await)
 }
 
 pub(super) async fn insights(shared: Guarded) -> Handled {

@@ -7,6 +7,7 @@ use compute_states::{FailureClass, FetchedSpec, Revision};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::super::afterwards::Task;
 use super::super::error::StartError;
@@ -22,8 +23,8 @@ use crate::postgres::{LastWords, Launch, LogSink, hba};
 use crate::secret::Secret;
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
-use crate::telemetry::chain;
 use crate::storage::{self, Context, EndOfLog, OwnSlots, Phase, Role, Safekeepers, StorageError};
+use crate::telemetry::chain;
 
 impl Parts {
     /// Whether this node can serve the spec, before anything is touched.
@@ -225,7 +226,8 @@ impl Parts {
             let change = Change { pgdata, text: &text, server: &server, reload };
             // What a promotion had put in force must not hide what the new file says.
             let held = Held::take_back(pgdata).map_err(permanent)?;
-            if let Err(error) = Box::pin(self.settings.change(change, token)).await {
+            let span = tracing::info_span!("pg_reload_conf");
+            if let Err(error) = Box::pin(self.settings.change(change, token)).instrument(span).await {
                 held.put_back(reload).map_err(permanent)?;
                 // What belongs to the settings that are in force. Should it fail, the standby says so in its log.
                 if let Some(applied) = self.held(Needed::Applied) {
@@ -237,7 +239,8 @@ impl Parts {
             unused.drop_all(&self.installation).await;
         }
         if stored.resolved.mode == Mode::Primary {
-            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
+            let span = tracing::info_span!("apply_spec_sql");
+            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).instrument(span).await?;
         }
         self.leases.turn(&stored);
         self.hold(Needed::Applied, stored);
