@@ -28,7 +28,7 @@ use compute_states::diagram::{Format, Slice};
 
 pub use client::{ClientError, Compute};
 pub use exit::ExitCode;
-pub use options::{Connstr, Port, RestartPolicy, RunOptions, SpecSource};
+pub use options::{Connstr, LogFormat, Port, RestartPolicy, RunOptions, SpecSource};
 pub use streams::Streams;
 
 /// What the program is asked to do.

@@ -11,6 +11,7 @@
 //! | [`world`] | what the outside can do, as a trait; the real one and the simulated one implement it |
 //! | [`effects`] | spawning, cancelling, one result each |
 //! | [`journal`] | the ring of what happened, its file, its replay |
+//! | `spans` | what traces show |
 //! | [`status`] | what is published |
 //! | [`history`] | the last transitions, which are published too |
 
@@ -19,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use compute_states::promotion::Stage;
+use compute_states::promotion;
 use compute_states::state::{Init, Phase};
 use compute_states::{
     Cause, ComputeStatus, Effect, Event, EventKind, ExitReason, Machine, Policy, RequestId, Revision, State,
@@ -29,12 +30,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::activity::Seen;
 use crate::limits;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Stage};
 
 pub mod effects;
 pub mod history;
 pub mod journal;
 pub mod queue;
+mod spans;
 pub mod status;
 pub mod world;
 
@@ -44,6 +46,7 @@ use journal::Journal;
 pub use journal::Recording;
 use queue::{Answer, Control, Envelope, Input};
 pub use queue::{Handle, Rejected};
+use spans::Spans;
 pub use status::Promoted;
 pub use status::Snapshot;
 pub use world::{Done, Facts, PromotionTimes, Work, WorkError, World};
@@ -85,7 +88,10 @@ pub struct Engine<W: World> {
     /// How long the promotion took, and since when the server is a primary.
     promotion: Option<(Promoted, Duration)>,
     /// Where the promotion was before the last event.
-    promotion_stage: Stage,
+    promotion_stage: promotion::Stage,
+    /// Where the start was after the last event.
+    stage: Stage,
+    spans: Spans,
     on_failure: Option<FailureHook>,
 }
 
@@ -112,7 +118,9 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
         metrics,
         spec: None,
         promotion: None,
-        promotion_stage: Stage::Idle,
+        promotion_stage: promotion::Stage::Idle,
+        stage: Stage::Elsewhere,
+        spans: Spans::new(),
         on_failure: None,
     };
     (engine, handle)
@@ -164,7 +172,8 @@ impl<W: World> Engine<W> {
                 seen = Some(activity);
                 (event, None)
             }
-            Input::Request { event, request, reply } => {
+            Input::Request { event, request, reply, span } => {
+                self.spans.asked(&event, span);
                 self.replies.insert(request, reply);
                 (event, None)
             }
@@ -189,14 +198,16 @@ impl<W: World> Engine<W> {
             let cause = verdict.cause();
             self.metrics.transition(before, after, cause);
             tracing::info!(from = %before, to = %after, cause = %verdict, "transition");
+            self.spans.enter(after);
         } else {
             tracing::debug!(?event, status = %after, verdict = ?verdict, "event");
         }
+        self.note_stage();
         self.note_retry(verdict);
         self.note_promotion(verdict, promoted, now);
         // An observation of a server that is gone tells nothing.
         let seen = seen.filter(|_| verdict != Verdict::Stale);
-        self.publish(&event, note.clone(), seen);
+        self.publish(&event, verdict.cause(), note.clone(), seen);
         debug_assert_eq!(self.snapshot.status, self.machine.status(), "something else is published");
         let exit = self.carry_out(step, note.as_ref());
         if before != after
@@ -206,6 +217,20 @@ impl<W: World> Engine<W> {
             hook(self.journal.record());
         }
         exit
+    }
+
+    /// Tells the measurement of the first start how far it is.
+    fn note_stage(&mut self) {
+        let stage = Stage::of(self.machine.state());
+        if stage == self.stage {
+            return;
+        }
+        self.stage = stage;
+        self.spans.reach(stage);
+        if let Some(figures) = self.metrics.startup().enter(stage) {
+            self.metrics.started(&figures);
+            figures.log();
+        }
     }
 
     /// The failure itself was logged by the work that met it.
@@ -229,22 +254,26 @@ impl<W: World> Engine<W> {
         }
         let before = std::mem::replace(&mut self.promotion_stage, self.machine.compute().promotion.stage);
         let outcome = match (before, self.promotion_stage) {
-            (_, Stage::Done) => "completed",
-            (_, Stage::Unapplied) => "unapplied",
-            (Stage::Queued { .. } | Stage::Promoting { .. }, Stage::Idle) => "failed",
+            (_, promotion::Stage::Done) => "completed",
+            (_, promotion::Stage::Unapplied) => "unapplied",
+            (
+                promotion::Stage::Queued { .. } | promotion::Stage::Promoting { .. },
+                promotion::Stage::Idle,
+            ) => "failed",
             _ => return,
         };
         self.metrics.promotion(outcome);
         tracing::info!(outcome, "promotion");
-        if let (Some((promoted, since)), Stage::Done) = (&mut self.promotion, self.promotion_stage) {
+        if let (Some((promoted, since)), promotion::Stage::Done) = (&mut self.promotion, self.promotion_stage)
+        {
             promoted.reconfigure = now.saturating_sub(*since);
         }
     }
 
     /// Publishes before any answer is sent, so that whoever was answered finds what the answer says.
-    fn publish(&mut self, event: &Event, note: Option<Arc<str>>, seen: Option<Seen>) {
+    fn publish(&mut self, event: &Event, cause: Option<Cause>, note: Option<Arc<str>>, seen: Option<Seen>) {
         self.spec = status::current_spec(self.machine.state()).or(self.spec);
-        let done = self.promotion_stage == Stage::Done;
+        let done = self.promotion_stage == promotion::Stage::Done;
         let promotion = self.promotion.filter(|_| done).map(|(promoted, _)| promoted);
         let unchanged = self.snapshot.status == self.machine.status()
             && self.snapshot.fault == self.machine.fault()
@@ -260,7 +289,7 @@ impl<W: World> Engine<W> {
             let failed = next.status == ComputeStatus::Failed;
             self.history.push(Change {
                 to: next.status,
-                cause: verdict.cause(),
+                cause,
                 epoch: history::concerned(event),
                 error: next.error.clone().filter(|_| failed),
             });
@@ -274,6 +303,7 @@ impl<W: World> Engine<W> {
         for effect in step.effects() {
             match *effect {
                 Effect::Reply { request, reply } => {
+                    self.spans.answered(request);
                     if let Some(sender) = self.replies.remove(&request) {
                         let snapshot = self.snapshot.clone();
                         // A client that went away does not need its answer.
@@ -281,7 +311,7 @@ impl<W: World> Engine<W> {
                     }
                 }
                 Effect::Exit { reason } => ended = Some(Ended::Exit(reason)),
-                other => self.effects.carry_out(other),
+                other => self.effects.carry_out(other, &self.spans),
             }
         }
         ended

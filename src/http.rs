@@ -20,6 +20,7 @@ use compute_states::{Revision, SpecOutline};
 
 use crate::catalog::Requests;
 use crate::engine::Handle;
+use crate::postgres::settings::Reported;
 use crate::spec::document::ComputeSpec;
 use crate::spec::store::StoredSpec;
 use crate::storage::Progress;
@@ -54,6 +55,8 @@ pub struct Context {
     pub postgres: Requests,
     /// Who may use the external server.
     pub auth: Auth,
+    /// Settings that are wanted and not in force.
+    pub settings: Reported,
 }
 
 /// Where the specs that clients send go, and what is known of those that went there.

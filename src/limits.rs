@@ -93,6 +93,22 @@ pub const ORPHAN_KILL: Duration = Duration::from_secs(5);
 /// The same for a postmaster that a fault of this program left behind.
 pub const LAST_SWEEP: Duration = Duration::from_secs(20);
 
+/// Between two looks at the installed extensions there is twice this, unless a flag or the spec says otherwise; the
+/// original's value.
+pub const EXTENSIONS_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// A flag that says less must not make a load of it.
+pub const EXTENSIONS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// A year: what lies further away cannot be told from never, and would overflow a clock.
+pub const EXTENSIONS_INTERVAL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Databases whose extensions are looked at, each over a session of its own; the original's value.
+pub const EXTENSIONS_DATABASES: i64 = 500;
+
+/// Bound of one look at the installed extensions. A session takes some milliseconds.
+pub const EXTENSIONS_ROUND: Duration = Duration::from_secs(300);
+
 // ---- log ----------------------------------------------------------------------------------------------
 
 /// Bytes of log lines that wait to be written; half of it is Postgres's share. With a whole message of Postgres's
@@ -106,6 +122,21 @@ pub const LOG_STALL: Duration = Duration::from_secs(3);
 /// How long the end of the process waits for the last lines to be read: no reader that reads needs as much, and
 /// one that does not must not keep the process.
 pub const LOG_FLUSH: Duration = Duration::from_secs(2);
+
+/// What is told of the path and of the query of a request; whoever sends more wants to fill something.
+pub const TRACE_URL: usize = 200;
+
+/// For one request to a collector of traces, the original's value; nobody waits for it.
+pub const TRACE_EXPORT: Duration = Duration::from_secs(10);
+
+/// What a collector of traces may answer; it has nothing to say but yes.
+pub const TRACE_ANSWER: usize = 64 * 1024;
+
+/// For the last traces at the exit, to a collector that has answered before; the original's value.
+pub const TRACE_FLUSH: Duration = Duration::from_secs(2);
+
+/// The same for a collector of which nothing is known yet. One that is near answers in this time.
+pub const TRACE_FLUSH_UNKNOWN: Duration = Duration::from_millis(300);
 
 // ---- spec ---------------------------------------------------------------------------------------------
 

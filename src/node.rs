@@ -7,6 +7,7 @@
 mod activity;
 mod afterwards;
 mod error;
+mod extensions;
 mod intake;
 mod journal;
 mod leases;
@@ -39,7 +40,8 @@ use crate::signals::{self, Asked, Signals};
 use crate::spec::document::ComputeConfig;
 use crate::spec::fault::Shape;
 use crate::storage::Progress;
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::metrics::Attacher;
+use crate::telemetry::{self, Metrics, Traces};
 
 use afterwards::Afterwards;
 use error::StartError;
@@ -51,9 +53,16 @@ use world::{Parts, RealWorld};
 
 /// Runs a node from its first step to its exit code.
 pub fn run(options: RunOptions) -> ExitCode {
-    if let Err(error) = telemetry::log::init() {
+    let (traces, fault) = match Traces::begin() {
+        Ok(traces) => (traces, None),
+        Err(fault) => (None, Some(fault)),
+    };
+    if let Err(error) = telemetry::log::init(options.log_format, traces.as_ref()) {
         let _ = writeln!(std::io::stderr(), "nothing can be logged: {error}");
         return ExitCode::Internal;
+    }
+    if let Some(fault) = fault {
+        tracing::warn!("there will be no traces: {fault}");
     }
     let caught = signals::catch_early();
     // Until the end, so that the exit code is ours to give and the last lines are written to our own terminal.
@@ -65,6 +74,9 @@ pub fn run(options: RunOptions) -> ExitCode {
             ExitCode::Internal
         }
     };
+    if let Some(traces) = traces {
+        traces.end();
+    }
     telemetry::log::flush(limits::LOG_FLUSH);
     code
 }
@@ -148,6 +160,9 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     // First, and what was caught before is in them.
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let metrics = Arc::new(Metrics::new());
+    if let (true, Some(instance_id)) = (options.lakebase_mode, options.instance_id.clone()) {
+        metrics.tell_attachments_of(Attacher { compute_id: options.compute_id.clone(), instance_id });
+    }
     let source = source(&options);
     // As root, perhaps: the config may be root's alone to read, and the ports such as only root can have.
     let config = async {
@@ -190,6 +205,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         return Ok(stopped_early().await);
     };
     let rules = Arc::new(Rules::ignoring(&options.idle_ignores));
+    let postgres_settings = Settings::new(metrics.clone());
+    let reported = postgres_settings.reported();
     let parts = Parts {
         rules: rules.clone(),
         pgdata,
@@ -205,7 +222,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
         leases: Leases::default(),
-        settings: Settings::new(metrics.clone()),
+        settings: postgres_settings,
         progress: progress.clone(),
         slots: Mutex::default(),
         documents: Mutex::default(),
@@ -233,6 +250,13 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         let ends = producers.clone();
         async move { ends.run_until_cancelled(monitor).await }
     });
+    tokio::spawn({
+        let connstr = Secret::new(connstr.reveal());
+        let interval = options.extensions_interval;
+        let looks = extensions::collect(handle.clone(), connstr, intake.clone(), metrics.clone(), interval);
+        let ends = producers.clone();
+        async move { ends.run_until_cancelled(looks).await }
+    });
     if options.source == SpecSource::Standalone {
         let banner = standalone::Banner::new(&options, connstr.port(), &listeners);
         tokio::spawn(banner.print_when_running(handle.watch()));
@@ -241,8 +265,15 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         true => Auth::open(),
         false => Auth::tokens(&config.compute_ctl_config.jwks, &options.compute_id),
     };
-    let context =
-        http::Context { engine: handle, metrics, progress, specs: Arc::new(intake), postgres, auth };
+    let context = http::Context {
+        engine: handle,
+        metrics,
+        progress,
+        specs: Arc::new(intake),
+        postgres,
+        auth,
+        settings: reported,
+    };
     let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;

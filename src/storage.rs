@@ -47,7 +47,7 @@ pub use base_backup::{BaseBackup, BaseBackupError, OwnSlots, Patience, make_slot
 pub use existing::Existing;
 pub use initdb::Initdb;
 pub use neon::{EndOfLog, Neon, NeonError, Safekeepers};
-pub use progress::{Phase, Progress};
+pub use progress::{Measured, Phase, Progress};
 pub use role::{Role, stands_by};
 
 /// Length of `global/pg_control`, `PG_CONTROL_FILE_SIZE`.

@@ -10,8 +10,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use compute_states::ComputeStatus;
 use compute_states::diagram::{Format, Slice};
 
-use super::RestartPolicy;
 use super::plan::Color;
+use super::{LogFormat, RestartPolicy};
 use crate::activity::Source;
 use crate::limits;
 use crate::secret::Secret;
@@ -357,6 +357,10 @@ pub(super) struct NodeArgs {
     /// when it is idle. They are counted and shown all the same.
     #[arg(long, value_name = "SOURCES", value_enum, value_delimiter = ',')]
     pub(super) idle_ignores: Vec<Source>,
+
+    /// Form of the log: lines for people, or one JSON object a line; `text` if absent. [env: COMPUTE_CTL_LOG_FORMAT]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Args)]

@@ -61,6 +61,14 @@ pub struct RunOptions {
     pub cache_dir: PathBuf,
     /// Kinds of activity that do not count.
     pub idle_ignores: Vec<Source>,
+    /// How often installed extensions are looked at until a spec says otherwise, if not as in the original.
+    pub extensions_interval: Option<Duration>,
+    /// Behaviour of one deployment flavour.
+    pub lakebase_mode: bool,
+    /// The instance this compute runs in, as that flavour names it.
+    pub instance_id: Option<String>,
+    /// Form of the log.
+    pub log_format: LogFormat,
     not_yet_served: Vec<String>,
 }
 
@@ -98,6 +106,16 @@ impl Port {
             Self::Exact(port) | Self::Preferred(port) => port,
         }
     }
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// What follows a crash of Postgres.
@@ -281,6 +299,13 @@ impl RunOptions {
             journal: args.journal.map(absolute),
             cache_dir: absolute(args.cache_dir.unwrap_or_else(|| cache_dir(environment))),
             idle_ignores: args.idle_ignores,
+            extensions_interval: args.installed_extensions_collection_interval.map(Duration::from_secs),
+            lakebase_mode: args.lakebase_mode,
+            instance_id: environment.text("INSTANCE_ID").filter(|id| !id.is_empty()),
+            log_format: match args.log_format {
+                Some(format) => format,
+                None => log_format(environment)?,
+            },
             not_yet_served,
         })
     }
@@ -289,6 +314,16 @@ impl RunOptions {
     /// warnings at start.
     pub fn not_yet_served(&self) -> &[String] {
         &self.not_yet_served
+    }
+}
+
+const LOG_FORMAT: &str = "COMPUTE_CTL_LOG_FORMAT";
+
+fn log_format(environment: Environment<'_>) -> Result<LogFormat, UsageFault> {
+    match environment.text(LOG_FORMAT).as_deref() {
+        None | Some("") => Ok(LogFormat::default()),
+        Some(text) => LogFormat::from_str(text, false)
+            .map_err(|_| invalid(format!("{LOG_FORMAT} must be text or json"))),
     }
 }
 
@@ -335,7 +370,6 @@ fn not_yet_served(args: &NodeArgs, environment: Environment<'_>) -> Result<Vec<S
         return Err(invalid("--set-disk-quota-for-fs must name a mount point"));
     }
     let monitor = "the VM monitor is not built yet";
-    let interval = args.installed_extensions_collection_interval.is_some();
     let given = [
         (args.remote_ext_base_url.is_some(), "--remote-ext-base-url", "remote extensions are not built yet"),
         (args.cgroup.is_some(), "--cgroup", monitor),
@@ -344,13 +378,12 @@ fn not_yet_served(args: &NodeArgs, environment: Environment<'_>) -> Result<Vec<S
         (environment.has("AUTOSCALING"), "AUTOSCALING", monitor),
         (args.resize_swap_on_bind, "--resize-swap-on-bind", "resizing swap is not built yet"),
         (args.set_disk_quota_for_fs.is_some(), "--set-disk-quota-for-fs", "disk quotas are not built yet"),
-        (
-            interval,
-            "--installed-extensions-collection-interval",
-            "statistics of installed extensions are not built yet",
-        ),
         (args.pg_init_timeout.is_some(), "--pg-init-timeout", "a start has its own fixed limit for now"),
-        (args.lakebase_mode, "--lakebase-mode", "of this mode only the meaning of --http-port is built yet"),
+        (
+            args.lakebase_mode,
+            "--lakebase-mode",
+            "of this mode only the meaning of --http-port and the metric of attachments are built yet",
+        ),
         (args.dev, "--dev", "side processes are not built yet"),
         (
             environment.has("COMPUTE_CTL_LOG_DIRECTORY"),
@@ -358,7 +391,7 @@ fn not_yet_served(args: &NodeArgs, environment: Environment<'_>) -> Result<Vec<S
             "log files are not built yet; the log goes to stderr",
         ),
         (
-            environment.has("INSTANCE_ID"),
+            environment.has("INSTANCE_ID") && !args.lakebase_mode,
             "INSTANCE_ID",
             "deliberately without effect: requests are authorized all the same",
         ),

@@ -77,7 +77,6 @@ fn every_flag_of_the_original_parses() {
         "--vm-monitor-addr",
         "--resize-swap-on-bind",
         "--set-disk-quota-for-fs",
-        "--installed-extensions-collection-interval",
         "--pg-init-timeout",
         "--lakebase-mode",
         "--dev",

@@ -11,8 +11,10 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use super::queue::{Envelope, Input};
+use super::spans::Spans;
 use super::world::{Done, Facts, Work, WorkError, World};
 use crate::limits;
 use crate::telemetry::Metrics;
@@ -54,23 +56,25 @@ impl<W: World> Effects<W> {
     }
 
     /// Carries out any effect but an answer or the exit, which the loop does itself.
-    pub(super) fn carry_out(&mut self, effect: Effect) {
+    pub(super) fn carry_out(&mut self, effect: Effect, spans: &Spans) {
         let kind = effect.kind();
         match effect {
-            Effect::WarmUp { epoch } => self.work(kind, epoch, Work::WarmUp),
-            Effect::ResolveSpec { epoch, spec } => self.work(kind, epoch, Work::ResolveSpec { spec }),
+            Effect::WarmUp { epoch } => self.work(kind, epoch, Work::WarmUp, spans),
+            Effect::ResolveSpec { epoch, spec } => self.work(kind, epoch, Work::ResolveSpec { spec }, spans),
             Effect::PrepareStorage { epoch, spec, restart } => {
-                self.work(kind, epoch, Work::PrepareStorage { spec, restart });
+                self.work(kind, epoch, Work::PrepareStorage { spec, restart }, spans);
             }
             Effect::ApplySpec { epoch, spec, postmaster, first } => {
-                self.work(kind, epoch, Work::ApplySpec { spec, postmaster, first });
+                self.work(kind, epoch, Work::ApplySpec { spec, postmaster, first }, spans);
             }
             Effect::Promote { epoch, spec, postmaster, lsn } => {
-                self.work(kind, epoch, Work::Promote { spec, postmaster, lsn });
+                self.work(kind, epoch, Work::Promote { spec, postmaster, lsn }, spans);
             }
-            Effect::FetchSpec { epoch, applied } => self.work(kind, epoch, Work::FetchSpec { applied }),
-            Effect::Sweep { epoch } => self.work(kind, epoch, Work::Sweep),
-            Effect::FinalSync { epoch, spec } => self.work(kind, epoch, Work::FinalSync { spec }),
+            Effect::FetchSpec { epoch, applied } => {
+                self.work(kind, epoch, Work::FetchSpec { applied }, spans)
+            }
+            Effect::Sweep { epoch } => self.work(kind, epoch, Work::Sweep, spans),
+            Effect::FinalSync { epoch, spec } => self.work(kind, epoch, Work::FinalSync { spec }, spans),
             Effect::StartPostmaster { postmaster, spec } => self.start(kind, postmaster, spec),
             Effect::StopPostmaster { postmaster, mode } => self.stop(postmaster, mode),
             Effect::ReloadPostmaster { postmaster } => {
@@ -126,13 +130,14 @@ impl<W: World> Effects<W> {
         token
     }
 
-    fn work(&mut self, kind: EffectKind, epoch: Epoch, work: Work) {
+    fn work(&mut self, kind: EffectKind, epoch: Epoch, work: Work, spans: &Spans) {
+        let span = spans.of(work);
         let token = self.token(epoch);
         let world = self.world.clone();
         let directory = touches_directory(work).then(|| self.directory.clone());
         let deadline = limits::work_deadline(work);
         let metrics = self.metrics.clone();
-        self.spawn(async move {
+        let done = async move {
             let begun = Instant::now();
             let supervised = async {
                 let _turn = match &directory {
@@ -155,7 +160,8 @@ impl<W: World> Effects<W> {
                 }
             }
             Some(work_end(epoch, work, result))
-        });
+        };
+        self.spawn(done.instrument(span));
     }
 
     fn start(&mut self, kind: EffectKind, postmaster: Epoch, spec: Revision) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use compute_states::{Epoch, Event, Lsn, Reply, RequestId, SpecOutline, TerminateMode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::history::History;
 use super::{PromotionTimes, Recording, Snapshot};
@@ -38,6 +39,8 @@ pub(super) enum Input {
         event: Event,
         request: RequestId,
         reply: oneshot::Sender<Answer>,
+        /// That of the request.
+        span: Span,
     },
     /// Not an event: something asked of the loop itself.
     Control(Control),
@@ -161,7 +164,7 @@ impl Handle {
     pub async fn terminate(&self, mode: TerminateMode) -> Result<Answer, Rejected> {
         let (request, reply, answer) = self.new_request();
         let event = Event::TerminateRequested { request, mode };
-        let input = Input::Request { event, request, reply };
+        let input = Input::Request { event, request, reply, span: Span::current() };
         self.queue.send(Envelope { input, permit: None }).await.map_err(|_| Rejected::Gone)?;
         answer.await.map_err(|_| Rejected::Gone)
     }
@@ -211,7 +214,7 @@ impl Handle {
             return Err(Rejected::Busy);
         };
         let (request, reply, answer) = self.new_request();
-        let input = Input::Request { event: event(request), request, reply };
+        let input = Input::Request { event: event(request), request, reply, span: Span::current() };
         match self.queue.try_send(Envelope { input, permit: Some(permit) }) {
             Ok(()) => answer.await.map_err(|_| Rejected::Gone),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Rejected::Gone),

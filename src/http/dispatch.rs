@@ -47,7 +47,11 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn view(&self) -> View<'_> {
-        View { specs: &*self.context.specs, progress: &self.context.progress }
+        View {
+            specs: &*self.context.specs,
+            progress: &self.context.progress,
+            settings: &self.context.settings,
+        }
     }
 }
 

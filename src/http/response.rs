@@ -18,7 +18,9 @@ use super::{Identity, SpecIntake};
 use crate::activity::Kind;
 use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
 use crate::limits;
+use crate::postgres::settings::{Report, Reported};
 use crate::storage::{Phase, Progress};
+use crate::telemetry::StartupFigures;
 
 pub(super) mod live;
 pub(super) mod page;
@@ -201,6 +203,9 @@ struct Status<'a> {
     /// What was seen at work, while a Postgres serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     activity: Option<AtWork>,
+    /// The same; absent when everything that is wanted is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settings: Option<&'a Report>,
 }
 
 /// What is at work in Postgres: kinds and counts.
@@ -280,6 +285,7 @@ impl Preparation {
 pub(super) struct View<'a> {
     pub(super) specs: &'a dyn SpecIntake,
     pub(super) progress: &'a Progress,
+    pub(super) settings: &'a Reported,
 }
 
 /// What the machine answered, or why it did not.
@@ -338,6 +344,7 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
 pub(super) fn status(snapshot: &Snapshot, view: View<'_>) -> Response {
     let Identity { tenant, timeline } =
         snapshot.spec.map(|revision| view.specs.identity(revision)).unwrap_or_default();
+    let settings = view.settings.get();
     let body = Status {
         start_time: with_letter(snapshot.start_time),
         tenant,
@@ -348,8 +355,14 @@ pub(super) fn status(snapshot: &Snapshot, view: View<'_>) -> Response {
         error: snapshot.error.as_deref(),
         storage: (snapshot.status == ComputeStatus::Init).then(|| Preparation::of(view.progress)).flatten(),
         activity: AtWork::of(snapshot),
+        settings: (!settings.is_empty()).then_some(&*settings),
     };
     json(StatusCode::OK, &body)
+}
+
+/// The body of `GET /metrics.json`.
+pub(super) fn startup(figures: &StartupFigures) -> Response {
+    json(StatusCode::OK, figures)
 }
 
 /// The text of `GET /metrics`.
@@ -485,7 +498,8 @@ mod tests {
             last_kind: None,
         };
         let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
-        let view = View { specs: &NoSpecs, progress: &Progress::default() };
+        let (progress, settings) = (Progress::default(), Reported::default());
+        let view = View { specs: &NoSpecs, progress: &progress, settings: &settings };
         let problem = answered(Ok(Answer { reply, snapshot: snapshot.into(), failure: None }), view)
             .expect_err("refused");
         assert_eq!(problem.status, StatusCode::INTERNAL_SERVER_ERROR);

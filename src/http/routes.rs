@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use compute_states::TerminateMode;
 use serde::Deserialize;
+use tracing::Instrument;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
@@ -28,6 +29,7 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     let mut operations = vec![
         Operation::get("/status", Token, asked(status)),
         Operation::get("/metrics", Anyone, asked(metrics)),
+        Operation::get("/metrics.json", Token, asked(startup)),
         Operation::post("/configure", Token, json(SPEC, configure)),
         // Faults of the body are bare text here, as in the original.
         Operation::post("/promote", Token, json_or(SPEC, Problem::plainly, promote)),
@@ -69,7 +71,15 @@ async fn status(Request { shared, .. }: Request) -> Handled {
 async fn metrics(Request { shared, .. }: Request) -> Handled {
     let context = &shared.context;
     context.metrics.preparation(&context.progress);
+    // Looked up when it is asked for, so that it is right whatever has changed the spec.
+    let present = context.engine.snapshot().spec.map(|revision| context.specs.identity(revision));
+    let present = present.unwrap_or_default();
+    context.metrics.attached(present.tenant.as_deref().zip(present.timeline.as_deref()));
     response::metrics(context.metrics.render(context.engine.queue_depth()))
+}
+
+async fn startup(Request { shared, .. }: Request) -> Handled {
+    Ok(response::startup(&shared.context.metrics.startup().figures()))
 }
 
 async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>) -> Handled {
@@ -123,7 +133,7 @@ async fn refresh_by_hand(Request { shared, .. }: Request) -> Handled {
 
 /// Work that goes on when the client goes away, because dropping the handler does not drop it.
 async fn detached(work: impl Future<Output = Handled> + Send + 'static) -> Handled {
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::bug()))
+    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(Problem::bug()))
 }
 
 fn termination_mode(query: &str) -> Result<TerminateMode, Problem> {

@@ -18,12 +18,14 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use super::Context;
 use super::seat::Seat;
 use crate::limits;
+use crate::telemetry;
 
 /// Where the two servers listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,7 +294,15 @@ impl Server {
         let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
             first.cancel();
             request.extensions_mut().insert(seat.clone());
-            service.call(request)
+            let span = telemetry::trace::request(&request);
+            let answer = service.call(request).instrument(span.clone());
+            async move {
+                let answer = answer.await;
+                if let Ok(response) = &answer {
+                    span.record("http.response.status_code", response.status().as_u16());
+                }
+                answer
+            }
         });
         let mut connection = std::pin::pin!(self.builder.serve_connection(TokioIo::new(stream), service));
         // Finding out the protocol has no limit of its own, so the first request has one here.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use crate::catalog::step::Step;
 use crate::catalog::{ConnectionSettings, connect_patiently, migrations};
@@ -40,7 +41,13 @@ impl Afterwards {
         let token = CancellationToken::new();
         let task = {
             let token = token.clone();
-            tokio::spawn(async move { run(task, settings, &metrics, &token).await })
+            // Not part of the change that it follows, which must not stay open for it.
+            let span = match &task {
+                Task::Migrations(_) => tracing::info_span!(parent: None, "handle_migrations"),
+                Task::UpdateNeon => tracing::info_span!(parent: None, "handle_neon_extension_upgrade"),
+            };
+            span.follows_from(tracing::Span::current());
+            tokio::spawn(async move { run(task, settings, &metrics, &token).await }.instrument(span))
         };
         *self.lock() = Some(Begun { token, task: AbortOnDropHandle::new(task) });
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use crate::limits;
 use crate::spec::store::StoredSpec;
@@ -60,7 +61,8 @@ impl Leases {
             }
         };
         let ask = |pin: Pin| async move { pin.ask(limits::PAGESERVER_CONNECT, limits::LEASE_ANSWER).await };
-        let task = AbortOnDropHandle::new(tokio::spawn(keep(pins, ask, clock, report)));
+        let span = tracing::info_span!(parent: None, "lsn_lease_bg_task", %lsn);
+        let task = AbortOnDropHandle::new(tokio::spawn(keep(pins, ask, clock, report).instrument(span)));
         *kept = Some(Kept { pin, _task: task });
     }
 

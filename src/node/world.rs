@@ -240,8 +240,11 @@ impl World for RealWorld {
         let slot = lock(&self.postmaster);
         if slot.epoch == Some(postmaster)
             && let Some(process) = &slot.process
+            && process.reload()
         {
-            process.reload();
+            let parts = self.parts.clone();
+            // What the server makes of its files is told; nothing waits for that.
+            tokio::spawn(async move { parts.look_at_settings().await });
         }
     }
 

@@ -20,6 +20,7 @@
 //! server if it has been told of the new one.
 
 mod judge;
+mod report;
 mod size_limit;
 #[cfg(test)]
 mod tests;
@@ -27,8 +28,8 @@ mod tests;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::OwnedMutexGuard;
@@ -40,6 +41,7 @@ use crate::postgres::conf::{self, WriteError};
 use crate::telemetry::Metrics;
 
 pub use judge::{Judgement, Refusal, Session};
+pub use report::{Rejected, Report, Reported};
 pub use size_limit::SizeLimitLifted;
 
 /// Has the postmaster read its files again, without waiting; `false` when there is none.
@@ -51,7 +53,7 @@ pub struct Settings {
     metrics: Arc<Metrics>,
     /// One change at a time. Held until a file was taken back, which may be after its change was abandoned.
     turn: Arc<tokio::sync::Mutex<()>>,
-    pending_restart: Mutex<Vec<String>>,
+    reported: Reported,
     /// A new file could not be taken back, so that what is on disk is not what is in force.
     doubtful: Arc<AtomicBool>,
 }
@@ -170,18 +172,23 @@ impl fmt::Display for Listed<'_> {
 impl Settings {
     /// Counts its outcomes in `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, turn: Arc::default(), pending_restart: Mutex::default(), doubtful: Arc::default() }
+        Self { metrics, turn: Arc::default(), reported: Reported::default(), doubtful: Arc::default() }
     }
 
     /// The settings whose value on file waits for a restart, as of the last change.
     pub fn pending_restart(&self) -> Vec<String> {
-        self.pending_restart.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.reported.get().pending_restart.clone()
+    }
+
+    /// What is wanted and not in force, for whoever shows it.
+    pub fn reported(&self) -> Reported {
+        self.reported.clone()
     }
 
     /// A server was started, with everything on file in force.
     pub fn started(&self) {
         self.doubtful.store(false, Ordering::Relaxed);
-        self.note_pending(Vec::new());
+        self.note(Vec::new(), Vec::new());
     }
 
     /// Changes the settings, or leaves all as it was. Does nothing when `postgresql.conf` holds the text.
@@ -196,10 +203,14 @@ impl Settings {
         token: &CancellationToken,
     ) -> Result<Changed, SettingsError> {
         match self.try_change(change, token).await {
-            Ok(None) => Ok(Changed { settings: Vec::new(), pending_restart: self.pending_restart() }),
+            Ok(None) => {
+                let pending_restart = self.pending_restart();
+                self.note(pending_restart.clone(), Vec::new());
+                Ok(Changed { settings: Vec::new(), pending_restart })
+            }
             Ok(Some(changed)) => {
                 self.metrics.settings_reload("applied");
-                self.note_pending(changed.pending_restart.clone());
+                self.note(changed.pending_restart.clone(), Vec::new());
                 // Names only: a value may be a password.
                 tracing::info!(settings = changed.settings.join(", "), "settings changed");
                 if !changed.pending_restart.is_empty() {
@@ -211,6 +222,7 @@ impl Settings {
             Err(error) => {
                 if let Some(outcome) = error.outcome() {
                     self.metrics.settings_reload(outcome);
+                    self.note(self.pending_restart(), Rejected::by(&error));
                 }
                 Err(error)
             }
@@ -293,9 +305,32 @@ impl Settings {
         Ok(written.await?)
     }
 
-    fn note_pending(&self, pending: Vec<String>) {
-        self.metrics.pending_restart(pending.len());
-        *self.pending_restart.lock().unwrap_or_else(PoisonError::into_inner) = pending;
+    /// Looks at what became of a reload that somebody else has asked for, of files that somebody else may have
+    /// changed.
+    ///
+    /// # Errors
+    /// If the server does not answer.
+    pub async fn look(
+        &self,
+        server: &ConnectionSettings,
+        token: &CancellationToken,
+    ) -> Result<(), SettingsError> {
+        // Not in the middle of a change, whose file may be taken back.
+        let turn = token.run_until_cancelled(self.turn.clone().lock_owned()).await;
+        let _turn = turn.ok_or(SettingsError::Cancelled)?;
+        let judgement = Session::open(server, token).await?.judge(token).await?;
+        let rejected = Rejected::in_judgement(&judgement);
+        for Rejected { name, reason } in &rejected {
+            tracing::warn!(name, "Postgres does not take a setting: {reason}");
+        }
+        self.note(judgement.needs_restart, rejected);
+        Ok(())
+    }
+
+    fn note(&self, pending_restart: Vec<String>, rejected: Vec<Rejected>) {
+        let report = self.reported.change(|report| *report = Report { pending_restart, rejected });
+        self.metrics.pending_restart(report.pending_restart.len());
+        self.metrics.rejected_settings(report.rejected.len());
     }
 }
 

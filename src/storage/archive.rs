@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::libc::O_NONBLOCK;
+use tokio::time::Instant;
 
 use super::base_backup::PASSFILE;
 use super::unpack::{self, Options, UnpackError};
@@ -143,13 +144,17 @@ async fn prepare(archive: &Archive, context: &Context) -> Result<Prepared, Stora
     .await?;
     context.progress.reset();
     context.progress.enter(Phase::Connecting);
+    let begun = Instant::now();
     // Before anything is removed: there may be no such archive.
     let opening = context.cancel.run_until_cancelled(open(archive)).await;
     let source = opening.ok_or(StorageError::Cancelled)??;
     let pgdata = context.pgdata.clone();
     blocking(&context.cancel, move |cancel| Ok(pgdata.clear(rule, cancel)?)).await?;
     match fill(archive, context, source).await {
-        Ok(()) => Ok(Prepared::Created),
+        Ok(()) => {
+            context.progress.measure(|measured| measured.fetch = begun.elapsed());
+            Ok(Prepared::Created)
+        }
         // Whoever cancels is in a hurry; the next try removes what there is.
         Err(error) if error.is_cancelled() => Err(error),
         Err(error) => {

@@ -284,6 +284,7 @@ async fn prepare(backup: &BaseBackup, context: &Context) -> Result<Prepared, Sto
     .await?;
     context.progress.reset();
     context.progress.enter(Phase::Connecting);
+    let begun = Instant::now();
     let source = backup.source(context);
     let identity = source.identify().await;
     if spec.reuse && contents == Contents::Ours {
@@ -300,7 +301,10 @@ async fn prepare(backup: &BaseBackup, context: &Context) -> Result<Prepared, Sto
     let pgdata = context.pgdata.clone();
     blocking(&context.cancel, move |cancel| Ok(pgdata.clear(rule, cancel)?)).await?;
     match fill(backup, context, identity).await {
-        Ok(()) => Ok(Prepared::Created),
+        Ok(()) => {
+            context.progress.measure(|measured| measured.fetch = begun.elapsed());
+            Ok(Prepared::Created)
+        }
         // Whoever cancels is in a hurry; the next try removes what there is.
         Err(error) if error.is_cancelled() => Err(error),
         Err(error) => {

@@ -29,6 +29,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::unpack::{self, Format, Options, UnpackError};
 use super::{
@@ -149,6 +150,16 @@ async fn prepare(neon: &Neon, context: &Context) -> Result<Prepared, StorageErro
     .await?;
     context.progress.reset();
     let lsn = start_position(neon, context).await?;
+    let span = tracing::info_span!("get_basebackup", lsn = lsn.map(tracing::field::display));
+    fetch(neon, context, lsn, rule).instrument(span).await
+}
+
+async fn fetch(
+    neon: &Neon,
+    context: &Context,
+    lsn: Option<Lsn>,
+    rule: ClearRule,
+) -> Result<Prepared, StorageError> {
     context.progress.enter(Phase::Connecting);
     let began = Instant::now();
     let request = context.cancel.run_until_cancelled(BaseBackup::request(neon, lsn)).await;
@@ -157,6 +168,9 @@ async fn prepare(neon: &Neon, context: &Context) -> Result<Prepared, StorageErro
     blocking(&context.cancel, move |cancel| Ok(pgdata.clear(rule, cancel)?)).await?;
     match fill(neon, context, backup).await {
         Ok(()) => {
+            context.progress.measure(|measured| {
+                (measured.connect, measured.fetch) = (connected, began.elapsed());
+            });
             tracing::info!(
                 server,
                 lsn = lsn.map(tracing::field::display),

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What a preparation is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,20 @@ pub struct Progress {
     received: AtomicU64,
     files: AtomicU64,
     written: AtomicU64,
+    measured: Mutex<Measured>,
+}
+
+/// How long the parts of a preparation took; 0 for what was not done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Asking safekeepers whether they agree.
+    pub safekeeper_check: Duration,
+    /// Making them agree.
+    pub safekeeper_sync: Duration,
+    /// Being let in by a pageserver.
+    pub connect: Duration,
+    /// Fetching and unpacking, the connection included.
+    pub fetch: Duration,
 }
 
 impl Progress {
@@ -89,6 +105,22 @@ impl Progress {
         for counter in [&self.received, &self.files, &self.written] {
             counter.store(0, Ordering::Relaxed);
         }
+        *self.lock() = Measured::default();
+    }
+
+    /// How long the parts took that are done.
+    pub fn measured(&self) -> Measured {
+        *self.lock()
+    }
+
+    /// Writes down how long a part took.
+    pub fn measure(&self, note: impl FnOnce(&mut Measured)) {
+        note(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Measured> {
+        // Numbers only: whatever a panic has left is no worse than what was there.
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// More bytes of the source have come.

@@ -1,26 +1,35 @@
-//! Logging: plain text on standard error, filtered by `RUST_LOG`.
+//! Logging: lines of text, or JSON, on standard error, filtered by `RUST_LOG`.
 //!
 //! Whoever reads it may stall or go away, and neither may reach the node: one thread writes, from a bounded queue,
 //! and nobody else waits for a write. Our own lines are lost when the queue is full, Postgres's when it stays so;
 //! how many is logged once there is room again.
 
+mod json;
+
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
+use super::Traces;
+use crate::cli::LogFormat;
 use crate::limits;
 
 static QUEUE: Queue = Queue::new();
 
+/// Whether lines are JSON, those included which come by no event.
+static JSON: AtomicBool = AtomicBool::new(false);
+
 /// Installs the subscriber for the whole process and starts the thread that writes. The filter comes from
-/// `RUST_LOG` and is `info` without it, or if it cannot be parsed. No colour and no target, as the original's
-/// readers expect (cli, section 3). Panics are told to the log as well: the standard hook writes by itself, and
+/// `RUST_LOG` and is `info` without it, or if it cannot be parsed. Text has no colour and no target, as the original's
+/// readers expect (cli, section 3). Spans also go to `traces`. Panics are told to the log as well: the standard hook writes by itself, and
 /// would wait for a stalled reader in the thread that panicked.
 ///
 /// A second call is without effect, so tests may call it.
@@ -28,20 +37,20 @@ static QUEUE: Queue = Queue::new();
 /// # Errors
 ///
 /// The thread could not be started; nothing will be written.
-pub fn init() -> io::Result<()> {
+pub fn init(format: LogFormat, traces: Option<&Traces>) -> io::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let installed = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| Own)
-        .with_ansi(false)
-        .with_target(false)
-        .with_span_events(FmtSpan::NONE)
-        // It tells of them by `eprintln!`, which panics when nobody reads.
-        .log_internal_errors(false)
-        .try_init();
-    if installed.is_err() {
+    // It tells of internal errors by `eprintln!`, which panics when nobody reads.
+    let lines =
+        fmt::layer().with_writer(|| Own).with_ansi(false).with_target(false).log_internal_errors(false);
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.fmt_fields(json::JsonFields).event_format(json::Json).boxed(),
+    };
+    let spans = traces.map(Traces::layer);
+    if tracing_subscriber::registry().with(spans).with(filter).with(lines).try_init().is_err() {
         return Ok(());
     }
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         let trace = std::backtrace::Backtrace::capture();
@@ -49,7 +58,9 @@ pub fn init() -> io::Result<()> {
             std::backtrace::BacktraceStatus::Captured => format!("\n{trace}"),
             _ => String::new(),
         };
-        QUEUE.offer(format!("thread '{}' {panic}{trace}\n", thread.name().unwrap_or("?")).into_bytes());
+        let text = format!("thread '{}' {panic}{trace}\n", thread.name().unwrap_or("?"));
+        let line = if JSON.load(Ordering::Relaxed) { json::panic(&text) } else { text };
+        QUEUE.offer(line.into_bytes());
     }));
     let write = || {
         let lost = |lines| tracing::warn!(lines, "log lines were lost, their reader was too slow");
@@ -67,7 +78,8 @@ pub fn flush(bound: Duration) {
 /// Writes a line of Postgres's, after those that came before it. Waits while its share of the queue is full, but
 /// only so long; never call it where something else has to go on.
 pub(crate) fn pass(line: &str) {
-    QUEUE.pass(line.as_bytes().to_vec());
+    let json = JSON.load(Ordering::Relaxed).then(|| json::postgres(line));
+    QUEUE.pass(json.unwrap_or_else(|| line.to_owned()).into_bytes());
 }
 
 /// Our own lines. The subscriber hands over each whole, in one call.

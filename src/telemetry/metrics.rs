@@ -3,6 +3,9 @@
 //! Names and labels of the original's families are the original's; families of our own start with
 //! `compute_ctl_` too and are listed in the README.
 
+mod original;
+mod states;
+
 use std::time::Duration;
 
 use compute_states::{Cause, ComputeStatus, EffectKind, EventKind, Verdict};
@@ -18,6 +21,10 @@ pub use activity::Downtime;
 
 use crate::spec::resolve::Lsn;
 use crate::storage::Progress;
+use crate::telemetry::{Startup, StartupFigures};
+use original::Original;
+pub use original::{Attacher, InstalledExtension};
+use states::States;
 
 /// Label of the image this program was built into. A compile-time value, as in the original.
 pub const BUILD_TAG: &str = match option_env!("BUILD_TAG") {
@@ -27,6 +34,25 @@ pub const BUILD_TAG: &str = match option_env!("BUILD_TAG") {
 
 /// Verdicts by name; the order in which each event's counters are kept.
 const VERDICTS: [&str; 5] = ["moved", "taken", "latched", "refused", "stale"];
+
+/// The families of the original, in the order in which it sends them.
+const ORDER: [&str; 15] = [
+    "compute_ctl_up",
+    "compute_installed_extensions",
+    "compute_ctl_cplane_requests_total",
+    "compute_ctl_remote_ext_requests_total",
+    "compute_ctl_db_migration_failed_total",
+    "compute_audit_log_dir_size",
+    "compute_pg_current_downtime_ms",
+    "compute_pg_downtime_ms_total",
+    "compute_ctl_lfc_prewarms_total",
+    "compute_ctl_lfc_prewarm_errors_total",
+    "compute_ctl_lfc_offloads_total",
+    "compute_ctl_lfc_offload_errors_total",
+    "pg_cctl_pagestream_request_errors_total",
+    "pg_cctl_configure_statement_timeout_errors_total",
+    "pg_cctl_attached",
+];
 
 /// All metrics of one node.
 #[derive(Debug)]
@@ -50,6 +76,10 @@ pub struct Metrics {
     leases: IntCounterVec,
     lease_end: IntGaugeVec,
     downtime: Downtime,
+    rejected_settings: IntGauge,
+    original: Original,
+    states: States,
+    startup: Startup,
 }
 
 impl Default for Metrics {
@@ -177,6 +207,14 @@ impl Metrics {
             ),
         );
         let downtime = Downtime::new(&registry);
+        let rejected_settings = register(
+            &registry,
+            IntGauge::new(
+                "compute_ctl_rejected_settings",
+                "Settings of the last change which Postgres did not take",
+            ),
+        );
+        let (original, states) = (Original::new(&registry), States::new(&registry));
         let events = EventKind::ALL
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
@@ -200,6 +238,10 @@ impl Metrics {
             leases,
             lease_end,
             downtime,
+            rejected_settings,
+            original,
+            states,
+            startup: Startup::default(),
         };
         metrics.status(ComputeStatus::Empty);
         metrics
@@ -221,9 +263,10 @@ impl Metrics {
 
     /// Counts a change of the status, and moves the status gauge along.
     pub fn transition(&self, from: ComputeStatus, to: ComputeStatus, cause: Option<Cause>) {
-        let cause = cause.map(|cause| format!("{cause:?}")).unwrap_or_default();
-        self.transitions.with_label_values(&[&from.to_string(), &to.to_string(), &cause]).inc();
+        let label = cause.map(|cause| format!("{cause:?}")).unwrap_or_default();
+        self.transitions.with_label_values(&[&from.to_string(), &to.to_string(), &label]).inc();
         self.status(to);
+        self.states.enter(to, cause);
     }
 
     /// Notes how long an effect took and how it ended.
@@ -308,12 +351,48 @@ impl Metrics {
         &self.downtime
     }
 
+    /// Notes how many settings Postgres did not take.
+    pub fn rejected_settings(&self, settings: usize) {
+        self.rejected_settings.set(i64::try_from(settings).unwrap_or(i64::MAX));
+    }
+
+    /// The measurement of the first start.
+    pub fn startup(&self) -> &Startup {
+        &self.startup
+    }
+
+    /// Notes how the first start went.
+    pub fn started(&self, figures: &StartupFigures) {
+        self.states.started(figures);
+    }
+
+    /// Notes in how many databases each extension is; whatever is not among them has no sample any more.
+    pub fn installed_extensions<'a>(&self, found: impl IntoIterator<Item = (&'a InstalledExtension, usize)>) {
+        self.original.installed(found);
+    }
+
+    /// Has attachments shown from now on.
+    pub fn tell_attachments_of(&self, attacher: Attacher) {
+        self.original.tell_attachments_of(attacher);
+    }
+
+    /// Notes to which tenant and timeline this compute is attached at present.
+    pub fn attached(&self, to: Option<(&str, &str)>) {
+        self.original.attached(to);
+    }
+
+    /// Counts a statement on the catalog that Postgres has cancelled at its timeout.
+    pub fn catalog_statement_timed_out(&self) {
+        self.original.statement_timed_out();
+    }
+
     /// The text of `GET /metrics`, in the exposition format 0.0.4.
     ///
     /// # Errors
     /// If a family cannot be encoded, which only a mistake in its labels could cause.
     pub fn render(&self, queue_depth: usize) -> Result<String, prometheus::Error> {
         self.queue_depth.set(i64::try_from(queue_depth).unwrap_or(i64::MAX));
+        self.states.count();
         let mut families = self.registry.gather();
         // Counters by event and verdict which never moved would be a hundred lines of zeroes.
         for family in &mut families {
@@ -322,6 +401,9 @@ impl Metrics {
             }
         }
         families.retain(|family| !family.get_metric().is_empty());
+        // The original's in its order, then ours by name.
+        families
+            .sort_by_key(|family| ORDER.iter().position(|name| *name == family.name()).unwrap_or(usize::MAX));
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())

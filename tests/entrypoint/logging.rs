@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::mkfifo;
+use serde_json::Value;
 
 use crate::support::node::{Node, Place, eventually};
 use crate::support::pg;
@@ -106,4 +107,56 @@ fn a_refused_request_is_no_error() {
     let log = node.log();
     assert!(log.contains("code=400"), "{log}");
     assert!(!log.contains("ERROR"), "{log}");
+}
+
+#[test]
+fn json_lines_are_json_postgres_included() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = place.program();
+    command.args(place.arguments()).env("COMPUTE_CTL_LOG_FORMAT", "json");
+    let node = place.run(command);
+    node.wait_status("running");
+    assert!(place.try_sql("postgres", "select 1/0").is_err());
+    place.sql("do $$ begin raise warning E'two\nlines'; end $$");
+    node.terminate();
+    let log = node.log();
+    let lines: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    let of_postgres = |level: &str, text: &str| {
+        lines.iter().any(|line| {
+            let message = line["fields"]["message"].as_str().unwrap();
+            line["target"] == "postgres" && line["level"] == level && message.contains(text)
+        })
+    };
+    assert!(of_postgres("ERROR", "ERROR:  division by zero"), "{log}");
+    assert!(of_postgres("WARN", "WARNING:  two\n\tlines"), "{log}");
+    assert!(of_postgres("INFO", "LOG:  database system is ready to accept connections"), "{log}");
+    let transition = lines.iter().find(|line| line["fields"]["message"] == "transition").unwrap();
+    assert_eq!(transition["fields"]["to"], "init", "{transition}");
+    assert_eq!(
+        (&transition["level"], &transition["target"]),
+        (&"INFO".into(), &"compute_ctl::engine".into())
+    );
+    let prepared = lines.iter().find(|line| line["fields"]["message"] == "data directory prepared").unwrap();
+    let spans: Vec<&str> =
+        prepared["spans"].as_array().unwrap().iter().map(|span| span["name"].as_str().unwrap()).collect();
+    assert_eq!(spans, ["start_compute", "prepare_pgdata"]);
+    let request = lines.iter().find(|line| line["fields"]["message"] == "request").unwrap();
+    assert_eq!(request["spans"][0]["url.path"], "/terminate", "{request}");
+}
+
+#[test]
+fn text_is_the_default_and_wins_where_it_is_asked_for() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = place.program();
+    command.args(place.arguments()).args(["--log-format", "text"]).env("COMPUTE_CTL_LOG_FORMAT", "json");
+    let node = place.run(command);
+    node.wait_status("running");
+    node.terminate();
+    let log = node.log();
+    assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_err()), "{log}");
+    let ready = log.lines().find(|line| line.contains("database system is ready to accept connections"));
+    assert!(ready.is_some_and(|line| line.starts_with("PG:") && line.ends_with('\u{200b}')), "{log}");
 }

@@ -5,6 +5,8 @@
 
 mod client;
 mod crash;
+mod extensions;
+mod figures;
 mod logging;
 mod plan;
 mod refusals;
@@ -15,3 +17,4 @@ mod start;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;
+mod traces;

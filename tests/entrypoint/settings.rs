@@ -52,6 +52,10 @@ fn a_refused_setting_fails_the_request_and_changes_nothing() {
         let status = node.status().unwrap();
         assert_eq!(status["status"], "failed");
         assert!(status["error"].as_str().is_some_and(|text| text.contains("7XB")), "{status}");
+        let rejected = &status["settings"]["rejected"];
+        assert_eq!(rejected[0]["name"], "work_mem", "{status}");
+        assert!(rejected[0]["reason"].as_str().is_some_and(|text| text.contains("Valid units")), "{status}");
+        assert_eq!(metric(&node, "compute_ctl_rejected_settings").unwrap(), "1");
         assert_eq!((file(&place), place.sql("show work_mem")), (before.clone(), "6MB".to_owned()));
         assert_eq!(place.sql("select count(*) from pg_roles where rolname = 'late'"), "0");
 
@@ -59,6 +63,8 @@ fn a_refused_setting_fails_the_request_and_changes_nothing() {
         good["skip_pg_catalog_updates"] = json!(skip);
         let (code, body) = node.configure(&good);
         assert_eq!((code, &body["status"], &body["error"]), (200, &json!("running"), &Value::Null), "{body}");
+        assert!(body.get("settings").is_none(), "{body}");
+        assert_eq!(metric(&node, "compute_ctl_rejected_settings").unwrap(), "0");
     }
     assert_eq!(metric(&node, r#"compute_ctl_settings_reloads_total{outcome="refused"}"#).unwrap(), "2");
 
@@ -82,6 +88,9 @@ fn what_needs_a_restart_is_said_and_shown() {
     assert_eq!(metric(&node, GAUGE).unwrap(), "0");
     let (code, body) = node.configure(&with(&place, "max_connections", "42"));
     assert_eq!(code, 200, "{body}");
+    let told = json!({ "pending_restart": ["max_connections"], "rejected": [] });
+    assert_eq!(body["settings"], told, "{body}");
+    assert_eq!(node.status().unwrap()["settings"], told);
     assert_eq!(
         (metric(&node, GAUGE).unwrap(), place.sql("show max_connections")),
         ("1".into(), "100".into())
@@ -94,8 +103,51 @@ fn what_needs_a_restart_is_said_and_shown() {
     let (code, body) = node.configure(&with(&place, "max_connections", "many"));
     assert_eq!(code, 500, "{body}");
     assert!(body["error"].as_str().is_some_and(|text| text.contains("max_connections = 'many'")), "{body}");
+    let settings = &node.status().unwrap()["settings"];
+    assert_eq!(
+        settings["pending_restart"],
+        json!(["max_connections"]),
+        "that waits all the same: {settings}"
+    );
+    assert_eq!(settings["rejected"][0]["name"], "max_connections", "{settings}");
     assert_eq!(node.configure(&place.spec()).0, 200);
     assert_eq!(metric(&node, GAUGE).unwrap(), "0");
+    node.terminate();
+}
+
+#[test]
+fn a_secret_in_a_rejected_setting_is_not_told() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    let (code, body) = node.configure(&with(&place, "no_such_passphrase", "hunter2"));
+    assert_eq!(code, 500, "{body}");
+    let status = node.status().unwrap();
+    assert_eq!(status["settings"]["rejected"][0]["name"], "no_such_passphrase", "{status}");
+    let reason = status["settings"]["rejected"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("a setting of this server"), "{reason}");
+    assert!(!status.to_string().contains("hunter2") && !body.to_string().contains("hunter2"), "{status}");
+    node.terminate();
+}
+
+#[test]
+fn a_reload_by_hand_is_looked_at() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    let reload = |text: &str| {
+        fs::write(place.pgdata().join("postgresql.auto.conf"), text).unwrap();
+        node.signal(Signal::SIGHUP);
+    };
+    let settings = |node: &Node<'_>| node.status().unwrap()["settings"].clone();
+    reload("max_connections = 42\nwork_mem = '7XB'\n");
+    let told = node.wait("what became of it", |node| Some(settings(node)).filter(|told| !told.is_null()));
+    assert_eq!(told["pending_restart"], json!(["max_connections"]), "{told}");
+    assert_eq!(told["rejected"][0]["name"], "work_mem", "{told}");
+    reload("");
+    node.wait("that all is well again", |node| settings(node).is_null().then_some(()));
     node.terminate();
 }
 

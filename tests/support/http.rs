@@ -13,6 +13,7 @@ use compute_ctl::engine::{
 use compute_ctl::http::{
     Accepted, Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, ServeError, SpecIntake,
 };
+use compute_ctl::postgres::settings::Reported;
 use compute_ctl::secret::Secret;
 use compute_ctl::spec::document::ComputeSpec;
 use compute_ctl::spec::store::StoredSpec;
@@ -251,8 +252,15 @@ impl Node {
         handle.report(Event::Booted { spec: None }).await;
         let gate = Arc::new(Gate { reached: tokio::sync::Notify::new(), open: std::sync::Barrier::new(2) });
         let specs = Arc::new(Specs { kept: Mutex::default(), gate: gate.clone() });
-        let context =
-            Context { engine: handle.clone(), metrics, progress: Arc::default(), specs, postgres, auth };
+        let context = Context {
+            engine: handle.clone(),
+            metrics,
+            progress: Arc::default(),
+            specs,
+            postgres,
+            auth,
+            settings: Reported::default(),
+        };
         let spec = BindSpec {
             external: ExternalAddress::Only([127, 0, 0, 1].into()),
             external_port: 0,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use compute_states::ComputeStatus;
 use serde::Deserialize;
+use tracing::Instrument;
 
 use super::{Handled, Received, Request, Shared, query};
 use crate::catalog::Profile;
@@ -31,7 +32,8 @@ pub(super) async fn dump_schema(Request { shared, query, .. }: Request) -> Handl
 
 pub(super) async fn check_writability(Request { shared, .. }: Request) -> Handled {
     must_run(&shared)?;
-    response::writable(shared.context.postgres.check_writability().await)
+    let span = tracing::info_span!("check_writability");
+    response::writable(shared.context.postgres.check_writability().instrument(span).await)
 }
 
 pub(super) async fn insights(Request { shared, .. }: Request) -> Handled {

@@ -4,7 +4,10 @@ use std::io;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use compute_states::{FailureClass, FetchedSpec, Revision};
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::super::afterwards::Task;
 use super::super::error::StartError;
@@ -22,6 +25,7 @@ use crate::spec::document::ComputeFeature;
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
 use crate::storage::{self, Context, EndOfLog, OwnSlots, Phase, Role, Safekeepers, StorageError};
+use crate::telemetry::chain;
 
 impl Parts {
     /// Whether this node can serve the spec, before anything is touched.
@@ -131,6 +135,7 @@ impl Parts {
         let prepared = storage.prepare(&self.context(&text, Role::of(&stored), restart, token)).await;
         self.progress.enter(Phase::Idle);
         let prepared = prepared.map_err(storage_error)?;
+        self.metrics.startup().prepared(self.progress.measured(), self.progress.received());
         tracing::info!(kind = storage.kind(), ?prepared, "data directory prepared");
         self.write_files(text).await?;
         self.write_secrets(stored).await?;
@@ -147,8 +152,10 @@ impl Parts {
         let safekeepers = Safekeepers::of(&stored).ok_or_else(|| {
             WorkError::plain(FailureClass::Permanent, "this node has no safekeepers; this is a bug")
         })?;
+        let begun = Instant::now();
         let synced = safekeepers.sync(self.installation.postgres(), self.pgdata.path(), token).await;
         let end = synced.map_err(|error| storage_error(error.into()))?;
+        self.metrics.startup().synced(begun.elapsed());
         tracing::info!(%end, "safekeepers synchronised");
         Ok(Done::Synced(match end {
             EndOfLog::At(Lsn(lsn)) => compute_states::Lsn(lsn),
@@ -193,6 +200,17 @@ impl Parts {
         })
     }
 
+    /// Finds out what the server made of a reload that was asked for from outside.
+    pub(super) async fn look_at_settings(&self) {
+        let Some(applied) = self.held(Needed::Applied) else { return };
+        let Ok(server) = ConnectionSettings::new(&self.connstr, Profile::of(&applied.resolved)) else {
+            return;
+        };
+        if let Err(error) = self.settings.look(&server, &CancellationToken::new()).await {
+            tracing::warn!("what became of the reload is not known: {}", chain(&error));
+        }
+    }
+
     pub(super) async fn apply(
         &self,
         spec: Revision,
@@ -215,7 +233,8 @@ impl Parts {
             let change = Change { pgdata, text: &text, server: &server, reload };
             // What a promotion had put in force must not hide what the new file says.
             let held = Held::take_back(pgdata).map_err(permanent)?;
-            if let Err(error) = Box::pin(self.settings.change(change, token)).await {
+            let span = tracing::info_span!("pg_reload_conf");
+            if let Err(error) = Box::pin(self.settings.change(change, token)).instrument(span).await {
                 held.put_back(reload).map_err(permanent)?;
                 // What belongs to the settings that are in force. Should it fail, the standby says so in its log.
                 if let Some(applied) = self.held(Needed::Applied) {
@@ -227,7 +246,8 @@ impl Parts {
             unused.drop_all(&self.installation).await;
         }
         if stored.resolved.mode == Mode::Primary {
-            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).await?;
+            let span = tracing::info_span!("apply_spec_sql");
+            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).instrument(span).await?;
         }
         self.leases.turn(&stored);
         self.hold(Needed::Applied, stored);
@@ -294,7 +314,12 @@ impl Parts {
             let applied = catalog::apply(&connection, document, &options, token).await;
             let applied = applied.map_err(|error| match error {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
-                other => permanent(other),
+                other => {
+                    if other.sqlstate() == Some(SqlState::QUERY_CANCELED.code()) {
+                        self.metrics.catalog_statement_timed_out();
+                    }
+                    permanent(other)
+                }
             })?;
             if let Some(lifted) = lifted {
                 lifted.end(document.drop_subscriptions_before_start).await.map_err(permanent)?;

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::limits;
 use crate::postgres::conf;
@@ -90,9 +91,11 @@ impl Safekeepers {
     pub async fn agree(&self, context: &Context) -> Result<EndOfLog, StorageError> {
         context.progress.enter(Phase::Agreeing);
         let begun = Instant::now();
-        let asked = context.cancel.run_until_cancelled(self.check(limits::SAFEKEEPER_CHECK)).await;
+        let asked = context.cancel.run_until_cancelled(self.check(limits::SAFEKEEPER_CHECK));
+        let asked = asked.instrument(tracing::info_span!("check_safekeepers_synced")).await;
         let asked = asked.ok_or(StorageError::Cancelled)?;
         let sync_sk_check_ms = millis(begun);
+        context.progress.measure(|measured| measured.safekeeper_check = begun.elapsed());
         match asked {
             Ok(end) => {
                 tracing::info!(sync_sk_check_ms, %end, "safekeepers agree");
@@ -104,7 +107,9 @@ impl Safekeepers {
         let begun = Instant::now();
         let (cache, text) = (context.cache.clone(), context.conf.clone());
         let place = blocking(&context.cancel, move |_| settings(&cache, &text)).await?;
-        let end = self.retry(context, &place.path).await?;
+        let span = tracing::info_span!("sync_safekeepers");
+        let end = self.retry(context, &place.path).instrument(span).await?;
+        context.progress.measure(|measured| measured.safekeeper_sync = begun.elapsed());
         tracing::info!(sync_safekeepers_ms = millis(begun), %end, "safekeepers synchronised");
         Ok(end)
     }

@@ -1,0 +1,221 @@
+//! Traces: what a collector gets, and that nothing depends on there being one.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
+use serde_json::Value;
+
+use crate::support::node::{COMPUTE_ID, Node, Place, config, port, token};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+
+/// What was sent to it, and nothing else.
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Collector {
+    /// One that answers; its port.
+    fn start() -> (Self, u16) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let collector = Collector::default();
+        let kept = collector.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let kept = kept.clone();
+                std::thread::spawn(move || kept.serve(stream));
+            }
+        });
+        (collector, port)
+    }
+
+    fn serve(&self, mut stream: TcpStream) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        loop {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+            let head = head.to_lowercase();
+            assert!(head.starts_with("post /v1/traces http/1.1\r\n"), "{head}");
+            assert!(head.contains("content-type: application/x-protobuf"), "{head}");
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            let mut body = vec![0; length.parse().unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            self.0.lock().unwrap().push(body);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        }
+    }
+
+    fn requests(&self) -> Vec<ExportTraceServiceRequest> {
+        let bodies = self.0.lock().unwrap();
+        bodies.iter().map(|body| ExportTraceServiceRequest::decode(&body[..]).unwrap()).collect()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let resources = self.requests().into_iter().flat_map(|request| request.resource_spans);
+        resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
+    }
+
+    /// The only span of this name, once it has come.
+    fn span(&self, node: &Node<'_>, name: &str) -> Span {
+        node.wait(&format!("the span {name}"), |_| self.spans().into_iter().find(|span| span.name == name))
+    }
+
+    /// The span of a request, once it has come.
+    fn request(&self, node: &Node<'_>, path: &str) -> Span {
+        node.wait(&format!("the span of {path}"), |_| {
+            self.spans().into_iter().find(|span| attribute(span, "url.path").as_deref() == Some(path))
+        })
+    }
+}
+
+fn attribute(span: &Span, name: &str) -> Option<String> {
+    let found = span.attributes.iter().find(|attribute| attribute.key == name)?;
+    match found.value.as_ref()?.value.as_ref()? {
+        any_value::Value::StringValue(text) => Some(text.clone()),
+        any_value::Value::IntValue(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A node that sends its traces there, soon.
+fn traced(place: &Place, collector: u16) -> Command {
+    let mut command = place.program();
+    command.args(place.arguments());
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{collector}"));
+    command.env("OTEL_BSP_SCHEDULE_DELAY", "50");
+    command
+}
+
+/// A request that belongs to a trace.
+fn within_a_trace(port: u16, path: &str, body: &Value) -> String {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let (token, body) = (token(COMPUTE_ID), body.to_string());
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+         traceparent: 00-{TRACE}-{PARENT}-01\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_start_is_part_of_the_request_that_asked_for_it() {
+    let (collector, at) = Collector::start();
+    let place = Place::new();
+    place.configure(&Value::Null);
+    let node = place.run(traced(&place, at));
+    node.wait_status("empty");
+    let answer = within_a_trace(place.external, "/configure", &config(&place.spec()));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let request = collector.request(&node, "/configure");
+    assert_eq!((hex(&request.trace_id), hex(&request.parent_span_id)), (TRACE.into(), PARENT.into()));
+    assert_eq!(attribute(&request, "http.request.method").as_deref(), Some("POST"));
+    assert_eq!(attribute(&request, "http.response.status_code").as_deref(), Some("200"));
+    let start = collector.span(&node, "start_compute");
+    assert_eq!(start.parent_span_id, request.span_id);
+    for phase in ["prepare_pgdata", "start_postgres", "apply_config"] {
+        let span = collector.span(&node, phase);
+        assert_eq!(span.parent_span_id, start.span_id, "{phase}");
+        assert_eq!(hex(&span.trace_id), TRACE, "{phase}");
+        let (begun, ended) = (span.start_time_unix_nano, span.end_time_unix_nano);
+        assert!(start.start_time_unix_nano <= begun && ended <= start.end_time_unix_nano, "{phase}");
+    }
+    for (inner, outer) in [("wait_for_postgres", "start_postgres"), ("apply_spec_sql", "apply_config")] {
+        let outer = collector.span(&node, outer);
+        assert_eq!(collector.span(&node, inner).parent_span_id, outer.span_id, "{inner}");
+    }
+
+    let answer = within_a_trace(place.internal, "/refresh_configuration", &Value::Null);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(hex(&collector.request(&node, "/refresh_configuration").parent_span_id), PARENT);
+    node.terminate();
+
+    let requests = collector.requests();
+    let resource = requests[0].resource_spans[0].resource.as_ref().unwrap();
+    let service = resource.attributes.iter().find(|attribute| attribute.key == "service.name").unwrap();
+    assert_eq!(
+        service.value.as_ref().unwrap().value,
+        Some(any_value::Value::StringValue("compute_ctl".into()))
+    );
+    assert_eq!(requests[0].resource_spans[0].scope_spans[0].scope.as_ref().unwrap().name, "global");
+    // Not even in the span that carried it.
+    let secret = token(COMPUTE_ID);
+    let bodies = collector.0.lock().unwrap();
+    for body in bodies.iter() {
+        assert!(!body.windows(secret.len()).any(|part| part == secret.as_bytes()), "a token was sent");
+    }
+    // The last one, from the end of the program: it was flushed.
+    drop(bodies);
+    assert!(
+        collector.spans().iter().any(|span| attribute(span, "url.path").as_deref() == Some("/terminate"))
+    );
+}
+
+#[test]
+fn a_start_by_itself_is_part_of_what_started_the_program() {
+    let (collector, at) = Collector::start();
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = traced(&place, at);
+    command.env("TRACEPARENT", format!("00-{TRACE}-{PARENT}-01"));
+    let node = place.run(command);
+    let start = collector.span(&node, "start_compute");
+    assert_eq!((hex(&start.trace_id), hex(&start.parent_span_id)), (TRACE.into(), PARENT.into()));
+    node.wait_status("running");
+    node.terminate();
+}
+
+#[test]
+fn nothing_waits_for_a_collector_that_is_not_there_or_hangs() {
+    let hanging = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    for collector in [port(), hanging.local_addr().unwrap().port()] {
+        let place = Place::new();
+        place.configure(&place.spec());
+        let mut command = traced(&place, collector);
+        // Longer than anything here may take.
+        command.env("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000");
+        let node = place.run(command);
+        node.wait_status("running");
+        // A few tries to send.
+        for _ in 0..3 {
+            assert_eq!(node.configure(&place.spec()).0, 200);
+        }
+        node.terminate();
+        let log = node.log();
+        assert!(log.matches("collector of traces").count() <= 1, "{log}");
+        assert!(!log.contains("ERROR"), "{log}");
+    }
+}
+
+#[test]
+fn traces_are_off_when_they_are_disabled() {
+    let (collector, at) = Collector::start();
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = traced(&place, at);
+    command.env("OTEL_SDK_DISABLED", "true");
+    let node = place.run(command);
+    node.wait_status("running");
+    node.terminate();
+    assert!(collector.requests().is_empty());
+}
