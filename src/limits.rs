@@ -42,7 +42,7 @@ pub fn work_deadline(work: Work) -> Duration {
         Work::ApplySpec { .. } => Duration::from_secs(600),
         // A session, the rest of the log, and the server's own wait for its end of recovery.
         Work::Promote { .. } => Duration::from_secs(120),
-        // Three attempts of the control plane's client, 30 s each.
+        // Three attempts of the control plane's client, 30 s each, and two pauses.
         Work::FetchSpec { .. } => Duration::from_secs(100),
         // The machine has deadlines of its own for these two, and they are shorter.
         Work::Sweep => Duration::from_secs(30),
@@ -511,8 +511,19 @@ pub const HTTP_RETRY_AFTER: u64 = 1;
 /// Attempts to get the spec, in all (cli, section 4).
 pub const CONTROL_PLANE_ATTEMPTS: usize = 3;
 
-/// Pause between two attempts (cli, section 4).
+/// Pause after the first attempt (cli, section 4); doubled after the next.
 pub const CONTROL_PLANE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest pause, also where the control plane asks for a longer one: what is asked of it next ends with its last
+/// attempt, and whoever waits for that (a supervisor, the machine) comes back later by itself.
+pub const CONTROL_PLANE_PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// Redirects that are followed: to a name of its own, to another scheme, to a path. The original's ten are no more use.
+pub const CONTROL_PLANE_REDIRECTS: usize = 5;
+
+/// Characters of a place in the control plane's answer that an error shows: the names in it that are no fields of
+/// ours can be as long as the answer.
+pub const CONTROL_PLANE_PATH: usize = 200;
 
 /// How long one attempt may take, body included: the default of the client the original uses.
 pub const CONTROL_PLANE_REQUEST: Duration = Duration::from_secs(30);
