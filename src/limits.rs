@@ -61,6 +61,28 @@ pub const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
 /// How often Postgres is asked whether anything is at work, as in the original.
 pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
 
+/// How often a standby that receives is looked at. The end of it shows in the log at once; this is for a log in another
+/// language.
+pub const UPSTREAM_LOOK: Duration = Duration::from_secs(5);
+
+/// The same for one that does not receive, and for a session to look at it that broke.
+pub const UPSTREAM_LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Least time between two looks, whatever the log says: a process that has said that it gives up is gone by then, and
+/// somebody who writes such words himself must not keep us busy.
+pub const UPSTREAM_LOOK_LEAST: Duration = Duration::from_millis(200);
+
+/// How long a standby may receive nothing before that is suspect, where the log does not say why. PostgreSQL tries again
+/// after five seconds, and one that comes back by itself needs nobody.
+pub const UPSTREAM_PATIENCE: Duration = Duration::from_secs(6);
+
+/// Pause after the first refresh a watcher asks for; doubled each time. The next would find the same, unless whoever
+/// moves the primary has got round to saying so, which takes some seconds.
+pub const UPSTREAM_HINT_PAUSE: Duration = Duration::from_secs(2);
+
+/// Longest such pause: each is one request to the control plane, from every standby that lost its primary.
+pub const UPSTREAM_HINT_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// How long what a postmaster left behind may take to go. Shorter than the machine's own deadline, so that
 /// its result is not late.
 pub const SWEEP: Duration = Duration::from_secs(8);

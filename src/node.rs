@@ -12,6 +12,7 @@ mod journal;
 mod leases;
 mod standalone;
 mod terminal;
+mod upstream;
 mod warm_up;
 mod world;
 
@@ -46,6 +47,7 @@ use intake::Intake;
 use journal::JournalFile;
 use leases::Leases;
 use terminal::Foreground;
+use upstream::{Upstream, Watcher};
 use world::{Parts, RealWorld};
 
 /// Runs a node from its first step to its exit code.
@@ -188,6 +190,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     let Some(pgdata) = unless_stopped(&mut signals, claim(&options.pgdata)).await? else {
         return Ok(stopped_early().await);
     };
+    let upstream = Upstream::default();
+    let fetches = source.is_some();
     let parts = Parts {
         pgdata,
         installation,
@@ -202,6 +206,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
         leases: Leases::default(),
+        upstream: upstream.clone(),
         settings: Settings::new(metrics.clone()),
         progress: progress.clone(),
         slots: Mutex::default(),
@@ -229,6 +234,17 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         let ends = producers.clone();
         async move { ends.run_until_cancelled(monitor).await }
     });
+    if fetches {
+        let watcher = Watcher {
+            handle: handle.clone(),
+            connstr: Secret::new(connstr.reveal()),
+            specs: intake.clone(),
+            upstream,
+            metrics: metrics.clone(),
+        };
+        let ends = producers.clone();
+        tokio::spawn(async move { ends.run_until_cancelled(watcher.run()).await });
+    }
     if options.source == SpecSource::Standalone {
         let banner = standalone::Banner::new(&options, connstr.port(), &listeners);
         tokio::spawn(banner.print_when_running(handle.watch()));

@@ -3,6 +3,8 @@
 //! Names and labels of the original's families are the original's; families of our own start with
 //! `compute_ctl_` too and are listed in the README.
 
+mod upstream;
+
 use std::time::Duration;
 
 use compute_states::{Cause, ComputeStatus, EffectKind, EventKind, Verdict};
@@ -14,6 +16,8 @@ use prometheus::{
 
 use crate::spec::resolve::Lsn;
 use crate::storage::Progress;
+
+pub use upstream::Upstream;
 
 /// Label of the image this program was built into. A compile-time value, as in the original.
 pub const BUILD_TAG: &str = match option_env!("BUILD_TAG") {
@@ -45,6 +49,8 @@ pub struct Metrics {
     prepared_bytes: IntGaugeVec,
     leases: IntCounterVec,
     lease_end: IntGaugeVec,
+    /// Of the watcher of a standby's upstream.
+    pub upstream: Upstream,
 }
 
 impl Default for Metrics {
@@ -175,6 +181,7 @@ impl Metrics {
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
             .collect();
+        let upstream = Upstream::new(&registry);
         let metrics = Metrics {
             registry,
             up,
@@ -193,6 +200,7 @@ impl Metrics {
             prepared_bytes,
             leases,
             lease_end,
+            upstream,
         };
         metrics.status(ComputeStatus::Empty);
         metrics

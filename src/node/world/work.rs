@@ -182,7 +182,7 @@ impl Parts {
             pgdata: self.pgdata.clone(),
             options: Vec::new(),
             env,
-            log: words.heard_by(LogSink::stderr()),
+            log: self.upstream.log.heard_by(words.heard_by(LogSink::stderr())),
         })
     }
 
