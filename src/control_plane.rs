@@ -1,23 +1,34 @@
 //! Fetching the spec: from the control plane, or from the file that stands in for it.
 //!
-//! One request, a few attempts (cli, section 4; protocols/control-plane, sections 2 to 4). What is fetched is
-//! not interpreted here.
+//! One request, a few attempts (cli, section 4; protocols/control-plane, sections 2 to 4). What an answer means is
+//! in [`answer`]; what is fetched is not interpreted here.
+//!
+//! On the wire this is the original: base and id are put together as they stand, the header is sent even without
+//! a token (`Bearer ` and nothing after it, which a server may tell from no header at all), environment variables
+//! for proxies are honoured. Deliberately different is what helps when something is wrong: 429 and 504 pass too,
+//! pauses grow and have jitter, few redirects are followed and never with the token to another host, the answer
+//! has a longest length, and the system's certificates are trusted.
+
+pub mod answer;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use compute_states::FailureClass;
 use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, Response, StatusCode};
-use serde::de::DeserializeOwned;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits;
-use crate::secret::{Secret, without_values};
-use crate::spec::document::{ComputeConfig, ControlPlaneComputeStatus, ControlPlaneConfigResponse};
+use crate::secret::Secret;
+use crate::spec::document::ComputeConfig;
 use crate::spec::fault::{self, ConfigError, Shape};
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics};
+
+use answer::Rejection;
+pub(crate) use answer::decode;
 
 /// Holds the bearer token for the control plane. Read for each fetch; unset is the empty token.
 pub const TOKEN_VARIABLE: &str = "NEON_CONTROL_PLANE_TOKEN";
@@ -55,6 +66,9 @@ pub enum FetchError {
     /// The file cannot be read, or is not what it should be.
     #[error(transparent)]
     File(ConfigError),
+    /// Nothing that a request could be sent to. Not quoted: it may hold a password.
+    #[error("--control-plane-uri is no URL that begins with http:// or https://")]
+    Url,
     /// The token cannot be sent in a header.
     #[error("the token in {TOKEN_VARIABLE} has characters that no header may have")]
     Token,
@@ -78,10 +92,16 @@ pub enum FetchError {
 /// Why one attempt failed that was worth another.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
-    /// No connection, no answer in time, or an answer that broke off.
+    /// No connection, or an answer that broke off.
     #[error("could not perform the request to the control plane")]
     Transport(#[source] reqwest::Error),
-    /// The control plane is not there at the moment.
+    /// Not done in time, whatever of it had come.
+    #[error("the control plane's answer was not there within {:?}", limits::CONTROL_PLANE_REQUEST)]
+    TimedOut,
+    /// From one address to the next, and so on.
+    #[error("the control plane redirects more than {} times", limits::CONTROL_PLANE_REDIRECTS)]
+    Redirects,
+    /// The control plane is not there at the moment, or has too much to do.
     #[error("the control plane is unavailable: {0}")]
     Unavailable(StatusCode),
     /// The answer is not what it should be: where and what, without values.
@@ -98,7 +118,8 @@ impl FetchError {
         match self {
             // A file is replaced while we read it, a control plane restarts.
             FetchError::File(_) | FetchError::Exhausted(_) => FailureClass::Transient,
-            FetchError::Token
+            FetchError::Url
+            | FetchError::Token
             | FetchError::Client(_)
             | FetchError::Status(_)
             | FetchError::AttachedWithoutSpec => FailureClass::Permanent,
@@ -107,16 +128,17 @@ impl FetchError {
     }
 }
 
-/// How an attempt ended badly.
-enum Attempt {
-    Again(AttemptError),
-    Final(FetchError),
-}
-
-impl From<reqwest::Error> for Attempt {
+impl From<reqwest::Error> for Rejection {
     fn from(error: reqwest::Error) -> Self {
-        // A URL may hold a password, and everybody knows which one was asked.
-        Attempt::Again(AttemptError::Transport(error.without_url()))
+        let error = match error {
+            // Nothing was sent, and nothing would be the next time.
+            error if error.is_builder() => return Rejection::Final(FetchError::Url),
+            error if error.is_redirect() => AttemptError::Redirects,
+            error if error.is_timeout() => AttemptError::TimedOut,
+            // A URL may hold a password, and everybody knows which one was asked.
+            error => AttemptError::Transport(error.without_url()),
+        };
+        Rejection::Again { error, after: Duration::ZERO }
     }
 }
 
@@ -175,20 +197,25 @@ impl ControlPlane {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", (self.token)().reveal()))
             .map_err(|_| FetchError::Token)?;
         authorization.set_sensitive(true);
-        let client = client(&self.url, limits::CONTROL_PLANE_REQUEST).map_err(FetchError::Client)?;
+        // Where it is redirected to another host, the client leaves the token behind; nor need that one know who asks.
+        let settings = || {
+            let redirects = Policy::limited(limits::CONTROL_PLANE_REDIRECTS);
+            Client::builder().timeout(limits::CONTROL_PLANE_REQUEST).redirect(redirects).referer(false)
+        };
+        let client = trusting_client(&self.url, settings).map_err(FetchError::Client)?;
         let mut attempts = 1;
         loop {
-            let error = match self.attempt(&client, &authorization, metrics).await {
+            let (error, after) = match self.attempt(&client, &authorization, metrics).await {
                 Ok(config) => return Ok(config),
-                Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::Again(error)) => error,
+                Err(Rejection::Final(error)) => return Err(error),
+                Err(Rejection::Again { error, after }) => (error, after),
             };
             if attempts == limits::CONTROL_PLANE_ATTEMPTS {
                 return Err(FetchError::Exhausted(error));
             }
-            tracing::warn!("attempt {attempts} to get the spec failed: {error}");
+            tracing::warn!("attempt {attempts} to get the spec failed: {}", telemetry::chain(&error));
+            sleep(pause(attempts, rand::random()).max(after)).await;
             attempts += 1;
-            sleep(limits::CONTROL_PLANE_PAUSE).await;
         }
     }
 
@@ -197,42 +224,34 @@ impl ControlPlane {
         client: &Client,
         authorization: &HeaderValue,
         metrics: &Metrics,
-    ) -> Result<ComputeConfig, Attempt> {
+    ) -> Result<ComputeConfig, Rejection> {
         let answer = client.get(&self.url).header(AUTHORIZATION, authorization).send().await;
         let label = answer.as_ref().map_or(NO_STATUS.to_owned(), |answer| answer.status().to_string());
         metrics.control_plane_request(RPC, &label);
         let answer = answer?;
-        match answer.status() {
-            StatusCode::OK => {}
-            status @ (StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE) => {
-                return Err(Attempt::Again(AttemptError::Unavailable(status)));
-            }
-            status => return Err(Attempt::Final(FetchError::Status(status))),
-        }
-        let body = body(answer).await?;
-        let ControlPlaneConfigResponse { spec, status, compute_ctl_config } =
-            decode(&body).map_err(|fault| Attempt::Again(AttemptError::Format(fault)))?;
-        if spec.is_none() && status == ControlPlaneComputeStatus::Attached {
-            return Err(Attempt::Final(FetchError::AttachedWithoutSpec));
-        }
-        Ok(ComputeConfig { spec, compute_ctl_config })
+        answer::head(answer.status(), answer.headers())?;
+        answer::body(&body(answer).await?)
     }
 }
 
-async fn body(mut answer: Response) -> Result<Vec<u8>, Attempt> {
+/// The pause after so many attempts: doubled each time, and half of it to one and a half of it, so that all those who
+/// lost the same control plane at once do not come back at once. `random` is evenly distributed.
+fn pause(attempts: usize, random: u32) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    let pause = limits::CONTROL_PLANE_PAUSE.saturating_mul(2_u32.saturating_pow(doublings));
+    let jitter = 0.5 + f64::from(random) / f64::from(u32::MAX);
+    pause.min(limits::CONTROL_PLANE_PAUSE_MAX).mul_f64(jitter).min(limits::CONTROL_PLANE_PAUSE_MAX)
+}
+
+async fn body(mut answer: Response) -> Result<Vec<u8>, Rejection> {
     let mut body = Vec::new();
     while let Some(piece) = answer.chunk().await? {
         if body.len() + piece.len() > limits::CONTROL_PLANE_BYTES {
-            return Err(Attempt::Again(AttemptError::TooLong));
+            return Err(answer::too_long());
         }
         body.extend_from_slice(&piece);
     }
     Ok(body)
-}
-
-pub(crate) fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(json))
-        .map_err(|error| format!("{}: {}", error.path(), without_values(error.inner())))
 }
 
 /// For requests that are over, answer included, within `timeout`.
@@ -269,202 +288,4 @@ fn token_from_environment() -> Secret {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::error::Error;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use tokio::net::TcpListener;
-    use tokio::sync::Notify;
-    use warp::Filter;
-    use warp::http::StatusCode as Status;
-    use warp::reply::{Reply, with_status};
-
-    use super::*;
-
-    const EMPTY: &str = r#"{"status":"empty","spec":null,"compute_ctl_config":{"jwks":{"keys":[]}}}"#;
-    const ATTACHED: &str = r#"{"status":"attached","compute_ctl_config":{"jwks":{"keys":[]}},"spec":{
-        "format_version":1.0,"suspend_timeout_seconds":-1,"cluster":{"roles":[],"databases":[]}}}"#;
-
-    /// A control plane that gives these answers, one after another, and then the last one for ever. A `None`
-    /// is no answer at all.
-    async fn fake(answers: Vec<Option<(Status, &'static str)>>) -> (Source, Arc<AtomicUsize>, Arc<Notify>) {
-        init_tls();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
-        let base = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let (asked, arrived) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let (count, arrival) = (asked.clone(), arrived.clone());
-        let routes = warp::path!("compute" / "api" / "v2" / "computes" / "ep" / "0" / "spec")
-            .and(warp::get())
-            .and(warp::header::exact("authorization", "Bearer token-of-the-test"))
-            .then(move || {
-                let index = count.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1);
-                let answer = answers[index];
-                arrival.notify_one();
-                async move {
-                    match answer {
-                        Some((status, body)) => with_status(body, status).into_response(),
-                        None => std::future::pending().await,
-                    }
-                }
-            });
-        tokio::spawn(warp::serve(routes).incoming(listener).run());
-        let Source::ControlPlane(mut control_plane) = Source::control_plane(&base, "ep/0") else {
-            unreachable!("it was made as one")
-        };
-        control_plane.token = || Secret::new("token-of-the-test");
-        (Source::ControlPlane(control_plane), asked, arrived)
-    }
-
-    async fn fetch(source: &Source, metrics: &Metrics) -> Result<ComputeConfig, FetchError> {
-        source.fetch(metrics, &CancellationToken::new()).await
-    }
-
-    #[track_caller]
-    fn assert_counted(metrics: &Metrics, http_status: &str, times: usize) {
-        let text = metrics.render(0).expect("it can be encoded");
-        let line = format!(
-            r#"compute_ctl_cplane_requests_total{{http_status="{http_status}",rpc="GetConfig"}} {times}"#
-        );
-        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
-    }
-
-    #[tokio::test]
-    async fn an_attached_compute_gets_its_spec() {
-        let (source, asked, _) = fake(vec![Some((Status::OK, ATTACHED))]).await;
-        let metrics = Metrics::new();
-        let config = fetch(&source, &metrics).await.expect("it is all right");
-        assert!(config.spec.is_some());
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
-        assert_counted(&metrics, "200 OK", 1);
-    }
-
-    #[tokio::test]
-    async fn an_empty_compute_gets_none() {
-        let (source, ..) = fake(vec![Some((Status::OK, EMPTY))]).await;
-        assert!(fetch(&source, &Metrics::new()).await.expect("it is all right").spec.is_none());
-    }
-
-    #[tokio::test]
-    async fn a_control_plane_that_restarts_is_asked_again() {
-        let (source, asked, _) = fake(vec![
-            Some((Status::SERVICE_UNAVAILABLE, "")),
-            Some((Status::BAD_GATEWAY, "")),
-            Some((Status::OK, ATTACHED)),
-        ])
-        .await;
-        let metrics = Metrics::new();
-        assert!(fetch(&source, &metrics).await.expect("the third time").spec.is_some());
-        assert_eq!(asked.load(Ordering::SeqCst), 3);
-        assert_counted(&metrics, "503 Service Unavailable", 1);
-        assert_counted(&metrics, "502 Bad Gateway", 1);
-        assert_counted(&metrics, "200 OK", 1);
-    }
-
-    #[tokio::test]
-    async fn the_third_failure_is_the_last() {
-        let (source, asked, _) = fake(vec![Some((Status::SERVICE_UNAVAILABLE, ""))]).await;
-        let error = fetch(&source, &Metrics::new()).await.expect_err("it never answers");
-        assert_eq!(error.to_string(), "Exhausted all attempts to retrieve the config from the control plane");
-        assert_eq!(error.class(), FailureClass::Transient);
-        assert_eq!(asked.load(Ordering::SeqCst), 3);
-    }
-
-    #[tokio::test]
-    async fn garbage_is_worth_another_attempt_and_is_not_quoted() {
-        let wrong = r#"{"status":"empty","spec":"hunter2","compute_ctl_config":{"jwks":{"keys":[]}}}"#;
-        let (source, asked, _) = fake(vec![Some((Status::OK, "<html>")), Some((Status::OK, wrong))]).await;
-        let metrics = Metrics::new();
-        let error = fetch(&source, &metrics).await.expect_err("it is never right");
-        let cause = error.source().expect("the last attempt").to_string();
-        assert!(cause.contains("spec: invalid type, expected struct ComputeSpec"), "{cause}");
-        assert!(!cause.contains("hunter2"), "{cause}");
-        assert_eq!(asked.load(Ordering::SeqCst), 3);
-        assert_counted(&metrics, "200 OK", 3);
-    }
-
-    #[tokio::test]
-    async fn any_other_status_is_final() {
-        for (status, text) in [
-            (Status::NOT_FOUND, "404 Not Found"),
-            (Status::UNAUTHORIZED, "401 Unauthorized"),
-            (Status::INTERNAL_SERVER_ERROR, "500 Internal Server Error"),
-            (Status::GATEWAY_TIMEOUT, "504 Gateway Timeout"),
-        ] {
-            let (source, asked, _) = fake(vec![Some((status, ATTACHED))]).await;
-            let metrics = Metrics::new();
-            let error = fetch(&source, &metrics).await.expect_err("it said no");
-            assert_eq!(error.to_string(), format!("unexpected control plane response status code: {text}"));
-            assert_eq!(error.class(), FailureClass::Permanent);
-            assert_eq!(asked.load(Ordering::SeqCst), 1);
-            assert_counted(&metrics, text, 1);
-        }
-    }
-
-    #[tokio::test]
-    async fn attached_without_a_spec_is_final() {
-        let body = r#"{"status":"attached","compute_ctl_config":{"jwks":{"keys":[]}}}"#;
-        let (source, asked, _) = fake(vec![Some((Status::OK, body))]).await;
-        let error = fetch(&source, &Metrics::new()).await.expect_err("it contradicts itself");
-        assert_eq!(error.to_string(), "compute is attached, but spec is empty");
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
-    }
-
-    #[tokio::test]
-    async fn a_fetch_that_hangs_ends_when_it_is_cancelled() {
-        let (source, _, arrived) = fake(vec![None]).await;
-        let (metrics, token) = (Metrics::new(), CancellationToken::new());
-        let cancel = async {
-            arrived.notified().await;
-            token.cancel();
-        };
-        let (result, ()) = tokio::join!(source.fetch(&metrics, &token), cancel);
-        assert!(matches!(result, Err(FetchError::Cancelled)), "{result:?}");
-    }
-
-    #[tokio::test]
-    async fn nobody_there_is_counted_and_names_no_url() {
-        init_tls();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
-        let base = format!("http://user:hunter2@{}", listener.local_addr().expect("it is bound"));
-        drop(listener);
-        let metrics = Metrics::new();
-        let error = fetch(&Source::control_plane(&base, "ep"), &metrics).await.expect_err("nobody listens");
-        let chain = crate::engine::WorkError::new(error.class(), &error).text;
-        assert!(chain.contains("Connection refused"), "{chain}");
-        assert!(!chain.contains("hunter2"), "{chain}");
-        assert_counted(&metrics, "unknown", 3);
-    }
-
-    #[tokio::test]
-    async fn a_file_is_read_anew_each_time() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("config.json");
-        let source = Source::File { path: path.clone(), shape: Shape::Config };
-        let metrics = Metrics::new();
-        let error = fetch(&source, &metrics).await.expect_err("there is none");
-        assert!(error.to_string().contains("config.json"), "{error}");
-        for (text, attached) in [(ATTACHED, true), (EMPTY, false), (ATTACHED, true)] {
-            std::fs::write(&path, text).expect("it can be written");
-            let config = fetch(&source, &metrics).await.expect("it is all right");
-            assert_eq!(config.spec.is_some(), attached);
-        }
-        std::fs::write(&path, "{\"spec\":").expect("it can be written");
-        let error = fetch(&source, &metrics).await.expect_err("it is only half a file");
-        assert_eq!(error.class(), FailureClass::Transient);
-        assert!(error.to_string().contains("EOF while parsing"), "{error}");
-    }
-
-    #[test]
-    fn loopback_is_recognised_in_all_its_forms() {
-        for (url, expected) in [
-            ("http://127.0.0.1:80/x", true),
-            ("http://[::1]:80/x", true),
-            ("http://localhost/x", true),
-            ("http://control.example/x", false),
-            ("http://10.0.0.1/x", false),
-        ] {
-            assert_eq!(is_loopback(url), expected, "{url}");
-        }
-    }
-}
+mod tests;

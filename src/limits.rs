@@ -46,7 +46,7 @@ pub fn work_deadline(work: Work) -> Duration {
         Work::ApplySpec { .. } => Duration::from_secs(600),
         // A session, the rest of the log, and the server's own wait for its end of recovery.
         Work::Promote { .. } => Duration::from_secs(120),
-        // Three attempts of the control plane's client, 30 s each.
+        // Three attempts of the control plane's client, 30 s each, and two pauses.
         Work::FetchSpec { .. } => Duration::from_secs(100),
         // The machine has deadlines of its own for these two, and they are shorter.
         Work::Sweep => Duration::from_secs(30),
@@ -68,6 +68,28 @@ pub const ACTIVITY_PERIOD: Duration = Duration::from_millis(500);
 /// How long one such round may take, a new session included. A server that does not answer for as long is as good as
 /// gone, and is reported so.
 pub const ACTIVITY_ROUND: Duration = Duration::from_secs(5);
+
+/// How often a standby that receives is looked at. The end of it shows in the log at once; this is for a log in another
+/// language.
+pub const UPSTREAM_LOOK: Duration = Duration::from_secs(5);
+
+/// The same for one that does not receive, and for a session to look at it that broke.
+pub const UPSTREAM_LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Least time between two looks, whatever the log says: a process that has said that it gives up is gone by then, and
+/// somebody who writes such words himself must not keep us busy.
+pub const UPSTREAM_LOOK_LEAST: Duration = Duration::from_millis(200);
+
+/// How long a standby may receive nothing before that is suspect, where the log does not say why. PostgreSQL tries again
+/// after five seconds, and one that comes back by itself needs nobody.
+pub const UPSTREAM_PATIENCE: Duration = Duration::from_secs(6);
+
+/// Pause after the first refresh a watcher asks for; doubled each time. The next would find the same, unless whoever
+/// moves the primary has got round to saying so, which takes some seconds.
+pub const UPSTREAM_HINT_PAUSE: Duration = Duration::from_secs(2);
+
+/// Longest such pause: each is one request to the control plane, from every standby that lost its primary.
+pub const UPSTREAM_HINT_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How long what a postmaster left behind may take to go. Shorter than the machine's own deadline, so that
 /// its result is not late.
@@ -577,8 +599,19 @@ pub const EVENTS_HEARTBEAT: Duration = Duration::from_secs(15);
 /// Attempts to get the spec, in all (cli, section 4).
 pub const CONTROL_PLANE_ATTEMPTS: usize = 3;
 
-/// Pause between two attempts (cli, section 4).
+/// Pause after the first attempt (cli, section 4); doubled after the next.
 pub const CONTROL_PLANE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest pause, also where the control plane asks for a longer one: what is asked of it next ends with its last
+/// attempt, and whoever waits for that (a supervisor, the machine) comes back later by itself.
+pub const CONTROL_PLANE_PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// Redirects that are followed: to a name of its own, to another scheme, to a path. The original's ten are no more use.
+pub const CONTROL_PLANE_REDIRECTS: usize = 5;
+
+/// Characters of a place in the control plane's answer that an error shows: the names in it that are no fields of
+/// ours can be as long as the answer.
+pub const CONTROL_PLANE_PATH: usize = 200;
 
 /// How long one attempt may take, body included: the default of the client the original uses.
 pub const CONTROL_PLANE_REQUEST: Duration = Duration::from_secs(30);

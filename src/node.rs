@@ -13,6 +13,7 @@ mod journal;
 mod leases;
 mod standalone;
 mod terminal;
+mod upstream;
 mod warm_up;
 mod world;
 
@@ -49,6 +50,7 @@ use intake::Intake;
 use journal::JournalFile;
 use leases::Leases;
 use terminal::Foreground;
+use upstream::{Upstream, Watcher};
 use world::{Parts, RealWorld};
 
 /// Runs a node from its first step to its exit code.
@@ -207,6 +209,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     let rules = Arc::new(Rules::ignoring(&options.idle_ignores));
     let postgres_settings = Settings::new(metrics.clone());
     let reported = postgres_settings.reported();
+    let upstream = Upstream::default();
+    let fetches = source.is_some();
     let parts = Parts {
         rules: rules.clone(),
         pgdata,
@@ -223,6 +227,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         afterwards: Afterwards::default(),
         leases: Leases::default(),
         settings: postgres_settings,
+        upstream: upstream.clone(),
         progress: progress.clone(),
         slots: Mutex::default(),
         documents: Mutex::default(),
@@ -257,6 +262,17 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         let ends = producers.clone();
         async move { ends.run_until_cancelled(looks).await }
     });
+    if fetches {
+        let watcher = Watcher {
+            handle: handle.clone(),
+            connstr: Secret::new(connstr.reveal()),
+            specs: intake.clone(),
+            upstream,
+            metrics: metrics.clone(),
+        };
+        let ends = producers.clone();
+        tokio::spawn(async move { ends.run_until_cancelled(watcher.run()).await });
+    }
     if options.source == SpecSource::Standalone {
         let banner = standalone::Banner::new(&options, connstr.port(), &listeners);
         tokio::spawn(banner.print_when_running(handle.watch()));

@@ -21,9 +21,11 @@ mod proctable;
 pub mod promotion;
 mod readiness;
 pub mod settings;
+mod upstream;
 
 pub use install::{InstallError, Installation, Version};
 pub use log::{LastWords, LogSink};
 pub use orphan::end_orphan;
 pub use pgdata::{ClearRule, Contents, DataDir, PgdataError};
 pub use postmaster::{Fact, Launch, Postmaster, SpawnError, StopMode, SweepOutcome};
+pub use upstream::{Said, Suspicion, UpstreamLog};

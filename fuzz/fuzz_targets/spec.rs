@@ -71,7 +71,7 @@ fn accepted(text: &str, checked: &Checked) {
 /// Whoever works with a spec may find it impossible, but what is legal was decided before.
 fn used(spec: &ComputeSpec, has_placeholders: bool) {
     if let Ok(resolved) = ResolvedSpec::new(spec) {
-        assert!(resolved.same_pageservers(&resolved.clone()));
+        assert!(resolved.same_sources(&resolved.clone()));
     }
     let options =
         Options { privileged_role: "neon_superuser".to_owned(), profile: Profile::Standard, concurrency: 1 };

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::afterwards::Afterwards;
 use super::intake::Intake;
 use super::leases::Leases;
+use super::upstream::Upstream;
 use crate::activity::Rules;
 use crate::control_plane::Source;
 use crate::engine::{Done, Facts, Work, WorkError, World};
@@ -50,6 +51,8 @@ pub(super) struct Parts {
     pub afterwards: Afterwards,
     /// What a pinned compute holds at its pageservers.
     pub leases: Leases,
+    /// The watcher of a standby's upstream.
+    pub upstream: Upstream,
     pub settings: Settings,
     /// How far the preparation of the data directory is.
     pub progress: Arc<Progress>,
@@ -141,7 +144,10 @@ impl World for RealWorld {
                     // Boxed, because it is large, and is moved through many hands: that has overflowed a stack.
                     Box::pin(parts.apply(spec, first, &reload, &token)).await
                 }
-                Work::Promote { spec, lsn, .. } => Box::pin(parts.promote(spec, lsn, &reload, &token)).await,
+                Work::Promote { spec, lsn, .. } => {
+                    let _no_longer_followed = parts.upstream.quiet();
+                    Box::pin(parts.promote(spec, lsn, &reload, &token)).await
+                }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
                     let process = lock(&postmaster).process.clone();

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::base_backup;
+use super::conninfo::Conninfo;
 use super::document::{
     ComputeMode, ComputeSpec, GenericOption, PageserverConnectionInfo, PageserverProtocol, StorageSpec,
 };
@@ -97,6 +99,9 @@ pub struct ResolvedSpec {
     pub mode: Mode,
     /// Where the data directory comes from.
     pub storage: StorageKind,
+    /// The server that a standby of storage kind `base_backup` follows. None for all others: what they were made of is
+    /// of no more use to them once they run.
+    pub upstream: Option<Conninfo>,
 }
 
 impl ResolvedSpec {
@@ -128,7 +133,14 @@ impl ResolvedSpec {
         if neon && timeline.is_none() {
             return Err(ResolveError::NoTimeline);
         }
-        Ok(Self { tenant, timeline, pageservers, safekeepers, mode, storage })
+        let upstream = match &spec.storage {
+            // Faults of the parameters are told by whoever judges the document as a whole.
+            Some(StorageSpec::BaseBackup(parameters)) if mode != Mode::Primary => {
+                base_backup::decode(parameters, true).ok().map(|decoded| decoded.source)
+            }
+            _ => None,
+        };
+        Ok(Self { tenant, timeline, pageservers, safekeepers, mode, storage, upstream })
     }
 
     /// Whether the safekeepers must be synchronised once Postgres has stopped.
@@ -136,10 +148,11 @@ impl ResolvedSpec {
         self.storage == StorageKind::Neon && self.mode == Mode::Primary
     }
 
-    /// Whether both speak of the same pageservers, so that a refresh has nothing to do. Which of the three
-    /// forms of the spec they came from makes no difference.
-    pub fn same_pageservers(&self, other: &Self) -> bool {
-        self.pageservers == other.pageservers
+    /// Whether a running server gets what it reads from the same servers with both, so that a refresh has nothing to do:
+    /// pageservers on Neon storage, whichever of the three forms of the spec they came from; the upstream of a standby
+    /// of kind `base_backup`, with what it takes to be let in there; none for the other kinds.
+    pub fn same_sources(&self, other: &Self) -> bool {
+        self.pageservers == other.pageservers && self.upstream == other.upstream
     }
 }
 

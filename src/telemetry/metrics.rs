@@ -5,6 +5,7 @@
 
 mod original;
 mod states;
+mod upstream;
 
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ use crate::telemetry::{Startup, StartupFigures};
 use original::Original;
 pub use original::{Attacher, InstalledExtension};
 use states::States;
+
+pub use upstream::Upstream;
 
 /// Label of the image this program was built into. A compile-time value, as in the original.
 pub const BUILD_TAG: &str = match option_env!("BUILD_TAG") {
@@ -80,6 +83,8 @@ pub struct Metrics {
     original: Original,
     states: States,
     startup: Startup,
+    /// Of the watcher of a standby's upstream.
+    pub upstream: Upstream,
 }
 
 impl Default for Metrics {
@@ -219,6 +224,7 @@ impl Metrics {
             .iter()
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
             .collect();
+        let upstream = Upstream::new(&registry);
         let metrics = Metrics {
             registry,
             up,
@@ -242,6 +248,7 @@ impl Metrics {
             original,
             states,
             startup: Startup::default(),
+            upstream,
         };
         metrics.status(ComputeStatus::Empty);
         metrics

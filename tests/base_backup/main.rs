@@ -13,3 +13,4 @@ mod modes;
 mod origin;
 mod standby;
 mod tls;
+mod upstream;

@@ -12,7 +12,7 @@ use crate::support::node::{Node, Place, eventually};
 use crate::support::processes::Process;
 
 /// A spec for a node in `place` that follows what listens on `port`.
-fn spec(place: &Place, mode: Value, storage: Value) -> Value {
+pub(crate) fn spec(place: &Place, mode: Value, storage: Value) -> Value {
     let mut spec = place.spec();
     spec["mode"] = mode;
     spec["storage"] = storage;
@@ -22,7 +22,7 @@ fn spec(place: &Place, mode: Value, storage: Value) -> Value {
 }
 
 /// A place whose node reaches its Postgres over the socket: over TCP the copied server wants a password.
-fn place() -> Place {
+pub(crate) fn place() -> Place {
     let mut place = Place::new();
     place.connstr = format!(
         "postgresql://cloud_admin@{}:{}/postgres",
@@ -32,7 +32,7 @@ fn place() -> Place {
     place
 }
 
-fn sql(place: &Place, sql: &str) -> Result<String, String> {
+pub(crate) fn sql(place: &Place, sql: &str) -> Result<String, String> {
     let mut psql = crate::support::pg::command("psql");
     psql.args(["-XwtAq", "-v", "ON_ERROR_STOP=1", "-U", "cloud_admin", "-d", "postgres", "-c", sql]);
     let output = psql.arg("-h").arg(place.path()).args(["-p", &place.postgres.to_string()]).output().unwrap();
@@ -41,7 +41,7 @@ fn sql(place: &Place, sql: &str) -> Result<String, String> {
 }
 
 /// Waits until the standby has what the primary has.
-fn follows(origin: &Origin, place: &Place) {
+pub(crate) fn follows(origin: &Origin, place: &Place) {
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     origin.sql(&format!("create table if not exists news (n bigint); insert into news values ({number})"));

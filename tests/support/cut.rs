@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 /// What happens to what the server says, on each connection.
@@ -19,6 +19,17 @@ pub(crate) enum Act {
     Replace(&'static [u8], &'static [u8]),
 }
 
+/// What happens to all connections alike, those that are there included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// What [`Act`] says.
+    Sound,
+    /// Nothing comes any more.
+    Frozen,
+    /// What comes is turned upside down.
+    Spoilt,
+}
+
 /// Listens on a port of its own.
 pub(crate) struct Proxy {
     port: u16,
@@ -31,6 +42,8 @@ struct Shared {
     server: u16,
     act: Mutex<Act>,
     closed: Mutex<bool>,
+    line: Mutex<Line>,
+    line_changed: Condvar,
     streams: Mutex<Vec<TcpStream>>,
     strike: Mutex<Sender<()>>,
 }
@@ -44,6 +57,8 @@ impl Proxy {
             server,
             act: Mutex::new(act),
             closed: Mutex::new(false),
+            line: Mutex::new(Line::Sound),
+            line_changed: Condvar::new(),
             streams: Mutex::default(),
             strike: Mutex::new(strike),
         });
@@ -70,6 +85,28 @@ impl Proxy {
         *self.shared.act.lock().unwrap() = act;
     }
 
+    /// From now on nothing of what the server says arrives, on connections that are there and on new ones.
+    pub(crate) fn freeze(&self) {
+        self.line(Line::Frozen);
+    }
+
+    /// From now on what the server says arrives as nonsense.
+    pub(crate) fn spoil(&self) {
+        self.line(Line::Spoilt);
+    }
+
+    /// Breaks the connections that are there.
+    pub(crate) fn cut(&self) {
+        for stream in self.shared.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn line(&self, line: Line) {
+        *self.shared.line.lock().unwrap() = line;
+        self.shared.line_changed.notify_all();
+    }
+
     /// Waits until it has happened once more.
     pub(crate) fn wait(&self) {
         self.struck.lock().unwrap().recv_timeout(super::lab::PATIENCE).expect("it never happened");
@@ -79,9 +116,8 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         *self.shared.closed.lock().unwrap() = true;
-        for stream in self.shared.streams.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.line(Line::Sound);
+        self.cut();
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
@@ -109,6 +145,11 @@ impl Shared {
         let mut held = Vec::new();
         let mut chunk = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = server.read(&mut chunk) {
+            let line = self.line.lock().unwrap();
+            let line = *self.line_changed.wait_while(line, |line| *line == Line::Frozen).unwrap();
+            if line == Line::Spoilt {
+                chunk[..read].iter_mut().for_each(|byte| *byte = !*byte);
+            }
             held.extend_from_slice(&chunk[..read]);
             let mut ends = None;
             let ready = match act {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub(crate) mod acts;
+pub(crate) mod control_plane;
 pub(crate) mod cut;
 pub(crate) mod files;
 pub(crate) mod lab;

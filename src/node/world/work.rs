@@ -196,7 +196,7 @@ impl Parts {
             pgdata: self.pgdata.clone(),
             options: Vec::new(),
             env,
-            log: words.heard_by(LogSink::stderr()),
+            log: self.upstream.log.heard_by(words.heard_by(LogSink::stderr())),
         })
     }
 
@@ -351,7 +351,7 @@ impl Parts {
             .map_err(|text| WorkError::plain(FailureClass::Transient, format!("the fetched spec: {text}")))?;
         let same_pageservers = applied
             .and_then(|applied| self.intake.specs().get(applied.0))
-            .is_some_and(|applied| applied.resolved.same_pageservers(&stored.resolved));
+            .is_some_and(|applied| applied.resolved.same_sources(&stored.resolved));
         self.hold(Needed::Fetched, stored);
         Ok(Done::Fetched(FetchedSpec::Spec { spec, same_pageservers }))
     }

@@ -176,7 +176,7 @@ fn the_older_form_needs_a_stripe_size_for_several_shards() {
     assert_eq!(resolve(stripe).unwrap_err(), ResolveError::StripeSize);
     // A single entry is unsharded, whatever stripe size stands beside it.
     let one = resolve(json!({"shard_stripe_size": 8})).unwrap();
-    assert!(one.same_pageservers(&resolve(json!({})).unwrap()));
+    assert!(one.same_sources(&resolve(json!({})).unwrap()));
 }
 
 #[test]
@@ -184,8 +184,32 @@ fn pageservers_compare_by_content() {
     let fields = resolve(json!({"pageserver_connstring": "host=a"})).unwrap();
     let cluster = settings(&[("neon.pageserver_connstring", "host=a")]);
     let by_setting = resolve(json!({"pageserver_connstring": null, "cluster": cluster})).unwrap();
-    assert!(fields.same_pageservers(&by_setting));
-    assert!(!fields.same_pageservers(&resolve(json!({"pageserver_connstring": "host=b"})).unwrap()));
+    assert!(fields.same_sources(&by_setting));
+    assert!(!fields.same_sources(&resolve(json!({"pageserver_connstring": "host=b"})).unwrap()));
+}
+
+#[test]
+fn standbys_compare_by_what_they_follow() {
+    let of = |mode: Value, storage: Value| resolve(json!({ "mode": mode, "storage": storage })).unwrap();
+    let copy = |source: &str, more: &str| json!({ "kind": "base_backup", "source": source, "max_rate": 32, "password": more });
+    let standby = |storage| of(json!("Replica"), storage);
+    let here = standby(copy("host=a user=u", "p"));
+    assert!(here.same_sources(&standby(copy("postgresql://u@a", "p"))), "two forms of the same");
+    let mut slower = copy("host=a user=u", "p");
+    slower["max_rate"] = json!(64);
+    assert!(here.same_sources(&standby(slower)), "how the copy was made does not matter any more");
+    assert!(!here.same_sources(&standby(copy("host=b user=u", "p"))), "another server");
+    assert!(!here.same_sources(&standby(copy("host=a user=u", "q"))), "another password");
+    assert!(!here.same_sources(&of(json!({ "Static": "0/1" }), copy("host=b user=u", "p"))));
+    // A copy that is a primary follows nobody, and so do clusters of the other kinds.
+    let primary = |source| of(json!("Primary"), copy(source, "p"));
+    assert!(primary("host=a user=u").same_sources(&primary("host=b user=u")));
+    for (one, other) in [
+        (json!({ "kind": "initdb" }), json!({ "kind": "existing" })),
+        (json!({ "kind": "archive", "source": "/a" }), json!({ "kind": "archive", "source": "/b" })),
+    ] {
+        assert!(of(json!("Primary"), one).same_sources(&of(json!("Primary"), other)));
+    }
 }
 
 #[test]
@@ -210,5 +234,9 @@ fn nothing_secret_is_shown() {
     }));
     let cluster = &document.cluster;
     let shown = format!("{resolved:?} {document:?} {cluster:?} {:?}", document.pgbouncer_settings);
-    assert!(!shown.contains("hunter2"), "{shown}");
+    let standby = resolve(json!({
+        "mode": "Replica", "storage": {"kind": "base_backup", "source": "host=h user=u", "password": "hunter2"},
+    }));
+    let shown = format!("{shown} {standby:?}");
+    assert!(shown.contains("upstream: Some(") && !shown.contains("hunter2"), "{shown}");
 }

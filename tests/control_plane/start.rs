@@ -1,0 +1,116 @@
+//! Faults at the start, before there is anything to keep.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use nix::sys::signal::Signal;
+
+use crate::faults::{self, told};
+use crate::support::control_plane::{Act, ControlPlane};
+use crate::support::node::{Place, http, port};
+use crate::{command, path};
+
+/// No spec from the control plane; come back later.
+const NO_SPEC: i32 = 75;
+
+#[test]
+fn each_fault_ends_the_start_with_its_own_words() {
+    let place = Place::new();
+    let control_plane = ControlPlane::start(Act::Hang);
+    for fault in faults::all(&place) {
+        control_plane.act(fault.act.clone());
+        let before = control_plane.asked();
+        let node = place.run(command(&place, &control_plane.base()));
+        node.ends_with(NO_SPEC, &[]);
+        told(&fault, &node.log());
+        assert_eq!(control_plane.asked() - before, fault.requests, "{}", fault.name);
+        assert!(!place.pgdata().exists(), "{}: nothing was touched", fault.name);
+    }
+}
+
+#[test]
+fn nobody_there_is_said_without_the_url() {
+    let place = Place::new();
+    let base = format!("http://user:hunter2@127.0.0.1:{}", port());
+    let node = place.run(command(&place, &base));
+    node.ends_with(NO_SPEC, &[]);
+    let log = node.log();
+    assert!(log.contains("Exhausted all attempts") && log.contains("Connection refused"), "{log}");
+    assert!(!log.contains("hunter2"), "{log}");
+}
+
+#[test]
+fn what_is_no_url_is_a_mistake_of_the_command_line() {
+    let place = Place::new();
+    let node = place.run(command(&place, "control-plane.example"));
+    node.ends_with(2, &[]);
+    assert!(node.log().contains("--control-plane-uri is no URL"), "{}", node.log());
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_an_answer() {
+    let place = Place::new();
+    let unavailable = || Act::Answer(503, "Retry-After: 3600\r\n".to_owned(), String::new());
+    for act in [Act::Hang, unavailable()] {
+        let control_plane = ControlPlane::start(act.clone());
+        let node = place.run(command(&place, &control_plane.base()));
+        control_plane.wait_asked(1);
+        if !matches!(act, Act::Hang) {
+            node.wait_log("attempt 1 to get the spec failed");
+        }
+        node.signal(Signal::SIGTERM);
+        node.ends_with(0, &[]);
+        assert!(node.log().contains("stopped before anything was started"), "{}", node.log());
+        assert_eq!(control_plane.asked(), 1, "it was not asked again");
+    }
+}
+
+#[test]
+fn the_request_is_the_originals() {
+    let place = Place::new();
+    for (token, expected) in [(Some("token-of-the-test"), "Bearer token-of-the-test"), (None, "Bearer")] {
+        // Any answer will do that ends the start.
+        let control_plane = ControlPlane::start(Act::status(404));
+        let mut command = command(&place, &format!("{}/cp", control_plane.base()));
+        command.envs(token.map(|token| ("NEON_CONTROL_PLANE_TOKEN", token)));
+        let node = place.run(command);
+        node.ends_with(NO_SPEC, &[]);
+        assert!(!node.log().contains("token-of-the-test"), "{}", node.log());
+        let head = control_plane.heads().remove(0);
+        assert!(head.starts_with(&format!("GET /cp{} HTTP/1.1\r\n", path())), "{head}");
+        let sent = head.lines().find_map(|line| line.strip_prefix("authorization:"));
+        assert_eq!(sent.map(str::trim), Some(expected), "{head}");
+    }
+}
+
+#[test]
+fn an_empty_compute_waits_and_an_attached_one_starts() {
+    let place = Place::new();
+    let control_plane = ControlPlane::start(Act::empty());
+    let node = place.run(command(&place, &control_plane.base()));
+    node.wait_status("empty");
+    let (code, body) = node.configure(&place.spec());
+    assert_eq!(code, 200, "{body}");
+    node.terminate();
+
+    control_plane.act(Act::attached(&place.spec()));
+    let node = place.run(command(&place, &control_plane.base()));
+    node.wait_status("running");
+    assert_eq!(control_plane.asked(), 2);
+    let (_, metrics) = node.request("GET", "/metrics", None).unwrap();
+    let counted = r#"compute_ctl_cplane_requests_total{http_status="200 OK",rpc="GetConfig"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
+    node.terminate();
+}
+
+/// The servers begin with the config in hand, so that nobody sees a status that is not meant.
+#[test]
+fn nothing_listens_before_there_is_a_config() {
+    let place = Place::new();
+    let control_plane = ControlPlane::start(Act::Hang);
+    let node = place.run(command(&place, &control_plane.base()));
+    control_plane.wait_asked(1);
+    assert!(http(place.external, "GET", "/status", None, None).is_err());
+    assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, place.internal)).is_ok(), "the port is free");
+    node.signal(Signal::SIGTERM);
+    node.ends_with(0, &[]);
+}
