@@ -13,9 +13,10 @@ use crate::catalog::show::visible;
 pub(super) struct Transition {
     pub(super) from: ComputeStatus,
     pub(super) to: ComputeStatus,
+    /// Why, in words.
     #[serde(default)]
-    cause: Option<String>,
-    at: String,
+    label: Option<String>,
+    time: String,
     /// How long the status before had lasted.
     lasted_ms: f64,
     #[serde(default)]
@@ -153,12 +154,12 @@ pub(super) fn history(history: &History) -> String {
 impl Transition {
     /// One line.
     pub(super) fn line(&self) -> String {
-        let Transition { from, to, cause, at, lasted_ms, error } = self;
+        let Transition { from, to, label, time, lasted_ms, error } = self;
         let after = elapsed(std::time::Duration::from_secs_f64(lasted_ms.max(0.0) / 1000.0));
-        let cause = cause.as_deref().map(|cause| format!(": {}", visible(cause))).unwrap_or_default();
+        let cause = label.as_deref().map(|cause| format!(": {}", visible(cause))).unwrap_or_default();
         let error = error.as_deref().and_then(|error| error.lines().next());
         let error = error.map(|error| format!(": {}", visible(error))).unwrap_or_default();
-        format!("{}  {from} -> {to} after {after}{cause}{error}", visible(at))
+        format!("{}  {from} -> {to} after {after}{cause}{error}", visible(time))
     }
 }
 
@@ -209,8 +210,8 @@ mod tests {
     #[test]
     fn a_change_of_state_is_one_line() {
         let transition: Transition = serde_json::from_value(json!({
-            "seq": 3, "from": "init", "to": "failed", "cause": "failed to start Postgres",
-            "at": "2025-07-31T12:00:00Z", "lasted_ms": 1500, "error": "no\nroom",
+            "seq": 3, "from": "init", "to": "failed", "label": "failed to start Postgres",
+            "time": "2025-07-31T12:00:00Z", "lasted_ms": 1500, "error": "no\nroom",
         }))
         .expect("a transition");
         assert_eq!(

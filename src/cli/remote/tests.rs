@@ -153,7 +153,7 @@ fn a_termination_tells_where_the_log_ends() {
 fn a_refresh_and_a_history_are_asked_for() {
     let fake = fake(|path| match path {
         "/history" => answers(&json!({ "dropped": 2, "transitions": [
-            { "seq": 3, "from": "empty", "to": "init", "cause": "spec", "at": "T", "lasted_ms": 20 }] })),
+            { "seq": 3, "from": "empty", "to": "init", "label": "spec", "time": "T", "lasted_ms": 20 }] })),
         _ => warp::reply().into_response(),
     });
     assert_eq!(fake.run(Act::Refresh, false).0, ExitCode::Ok);
@@ -227,8 +227,8 @@ fn without_a_terminal_each_change_is_a_line() {
     let lines: Vec<_> = out.lines().map(|line| line.split_once("  ").expect("a time").1).collect();
     assert_eq!(lines, ["init", "init -> running"]);
     // What the compute tells has the cause as well, and nothing is told twice.
-    let events = "event: transition\nid: 1\ndata: {\"from\":\"init\",\"to\":\"running\",\"cause\":\"started\",\
-                  \"at\":\"T\",\"lasted_ms\":10}\n\n";
+    let events = "event: transition\nid: 1\ndata: {\"from\":\"init\",\"to\":\"running\",\"label\":\"started\",\
+                  \"time\":\"T\",\"lasted_ms\":10}\n\n";
     let told = played(&["init", "running"], Some(events));
     let (_, out, _) = told.run(until(true, ComputeStatus::Running), false);
     let lines: Vec<_> = out.lines().collect();
