@@ -1,5 +1,6 @@
 //! The real outside: storage, Postgres, catalog, control plane.
 
+mod idle;
 mod promote;
 mod work;
 
@@ -142,6 +143,15 @@ impl World for RealWorld {
                     Box::pin(parts.apply(spec, first, &reload, &token)).await
                 }
                 Work::Promote { spec, lsn, .. } => Box::pin(parts.promote(spec, lsn, &reload, &token)).await,
+                Work::CheckIdle { postmaster: looked_at } => {
+                    let door = {
+                        let slot = lock(&postmaster);
+                        let process = slot.process.as_ref().filter(|_| slot.epoch == Some(looked_at));
+                        process.map(|process| process.door())
+                    };
+                    let looked = token.run_until_cancelled(parts.check_idle(door)).await;
+                    looked.unwrap_or_else(|| Err(WorkError::cancelled()))
+                }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {
                     let process = lock(&postmaster).process.clone();
