@@ -49,7 +49,7 @@ pub use queue::{Handle, Rejected};
 use spans::Spans;
 pub use status::Promoted;
 pub use status::Snapshot;
-pub use world::{Done, Facts, PromotionTimes, Work, WorkError, World};
+pub use world::{Done, Facts, Hold, PromotionTimes, Work, WorkError, World};
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +160,7 @@ impl<W: World> Engine<W> {
     fn take(&mut self, envelope: Envelope, step: &mut Step, now: Duration) -> Option<Ended> {
         let Envelope { input, permit } = envelope;
         drop(permit);
-        let (mut promoted, mut seen) = (None, None);
+        let (mut promoted, mut seen, mut held) = (None, None, None);
         let (event, note) = match input {
             Input::Event(event) => (event, None),
             Input::Failure(event, text) => (event, Some(text)),
@@ -168,9 +168,9 @@ impl<W: World> Engine<W> {
                 promoted = Some(times);
                 (event, None)
             }
-            Input::Activity(event, activity) => {
-                seen = Some(activity);
-                (event, None)
+            Input::Activity { event, seen: activity, note, hold } => {
+                (seen, held) = (Some(activity), hold);
+                (event, note)
             }
             Input::Request { event, request, reply, span } => {
                 self.spans.asked(&event, span);
@@ -210,6 +210,8 @@ impl<W: World> Engine<W> {
         self.publish(&event, verdict.cause(), note.clone(), seen);
         debug_assert_eq!(self.snapshot.status, self.machine.status(), "something else is published");
         let exit = self.carry_out(step, note.as_ref());
+        // Only now: what the machine decided upon it is on its way.
+        drop(held);
         if before != after
             && after == ComputeStatus::Failed
             && let Some(hook) = &self.on_failure

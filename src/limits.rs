@@ -46,6 +46,8 @@ pub fn work_deadline(work: Work) -> Duration {
         Work::ApplySpec { .. } => Duration::from_secs(600),
         // A session, the rest of the log, and the server's own wait for its end of recovery.
         Work::Promote { .. } => Duration::from_secs(120),
+        // A session, and a few dozen short looks.
+        Work::CheckIdle { .. } => Duration::from_secs(20),
         // Three attempts of the control plane's client, 30 s each, and two pauses.
         Work::FetchSpec { .. } => Duration::from_secs(100),
         // The machine has deadlines of its own for these two, and they are shorter.
@@ -90,6 +92,14 @@ pub const UPSTREAM_HINT_PAUSE: Duration = Duration::from_secs(2);
 
 /// Longest such pause: each is one request to the control plane, from every standby that lost its primary.
 pub const UPSTREAM_HINT_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long clients are kept out for one look at what is at work. A look takes about a millisecond; a server in which
+/// it takes longer is at work.
+pub const DOOR_SHUT: Duration = Duration::from_secs(1);
+
+/// How often that is tried while the postmaster is in the midst of something, or a session is being set up. A login
+/// takes a few milliseconds, and so do a few tries; a client that never goes on is one that holds back.
+pub const IDLE_LOOKS: usize = 20;
 
 /// How long what a postmaster left behind may take to go. Shorter than the machine's own deadline, so that
 /// its result is not late.

@@ -5,10 +5,12 @@
 //! * [`conf`] and [`hba`] write the configuration files.
 //! * [`settings`] changes the settings of a running server such that the outcome is known.
 //! * [`postmaster`] starts the server, tells when it is ready and when it has ended, and sweeps what it left.
+//! * [`door`] keeps clients out for a moment without turning them away.
 //! * [`piped`] runs helper programs whose output is passed on.
 //! * [`process`] runs helper programs, reaps orphans and drops privileges.
 
 pub mod conf;
+pub mod door;
 pub mod hba;
 pub mod install;
 mod log;
@@ -23,6 +25,7 @@ mod readiness;
 pub mod settings;
 mod upstream;
 
+pub use door::{Door, DoorError, Shut};
 pub use install::{InstallError, Installation, Version};
 pub use log::{LastWords, LogSink};
 pub use orphan::end_orphan;

@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
+use compute_ctl::activity::{Activity, Seen};
 use compute_ctl::engine::{
-    self, Done, Ended, Engine, Facts, Handle, PromotionTimes, Rejected, Work, WorkError, World,
+    self, Done, Ended, Engine, Facts, Handle, Hold, PromotionTimes, Rejected, Work, WorkError, World,
 };
 use compute_ctl::limits;
 use compute_ctl::telemetry::Metrics;
 use compute_states::{
-    Cause, ComputeStatus, Epoch, Event, Exit, ExitReason, FailureClass, FetchedSpec, Lsn, Policy, Reply,
-    RestartPolicy, Revision, SpecOutline, StopMode, TerminateMode, TerminationResult, Verdict,
+    Cause, ComputeStatus, Epoch, Event, Exit, ExitReason, FailureClass, FetchedSpec, Lsn, Policy, Refusal,
+    Reply, RestartPolicy, Revision, SpecOutline, StopMode, TerminateMode, TerminationResult, Verdict,
 };
 use futures_util::poll;
 use tokio::sync::{Notify, watch};
@@ -92,6 +93,7 @@ fn name(work: Work) -> &'static str {
         Work::PrepareStorage { .. } => "PrepareStorage",
         Work::ApplySpec { .. } => "ApplySpec",
         Work::Promote { .. } => "Promote",
+        Work::CheckIdle { .. } => "CheckIdle",
         Work::FetchSpec { .. } => "FetchSpec",
         Work::Sweep => "Sweep",
         Work::FinalSync { .. } => "FinalSync",
@@ -139,6 +141,10 @@ impl World for Scripted {
                     lsn_wait: Duration::from_millis(12),
                     pg_promote: Duration::from_millis(345),
                 }),
+                Work::CheckIdle { .. } => {
+                    let seen = Seen { activity: Activity::default(), newest: None };
+                    Done::Idle { seen, hold: Hold::new(Drops(world, "the hold".to_owned())) }
+                }
                 Work::FinalSync { .. } => Done::Synced(Lsn(1)),
                 _ => Done::Done,
             })
@@ -570,4 +576,49 @@ async fn a_spawn_that_fails_says_why() {
     until(&handle, ComputeStatus::Failed).await;
     assert_eq!(handle.snapshot().error.as_deref(), Some("no such program"));
     assert_eq!(running.await.expect("no panic").ended, Ended::Exit(ExitReason::StartFailed));
+}
+
+/// Behind a door that is opened before the stop is on its way somebody could come in.
+#[tokio::test(start_paused = true)]
+async fn what_a_look_holds_is_let_go_after_the_stop_was_sent() {
+    let world = Scripted::new(&[]);
+    let (engine, handle) = world.engine(Policy::default());
+    let running = tokio::spawn(engine.run());
+    handle.report(Event::Booted { spec: Some(SPEC) }).await;
+    let mut status = handle.watch();
+    status.wait_for(|it| it.status == ComputeStatus::Running).await.expect("the loop runs");
+    let answer = handle.terminate_if_idle(TerminateMode::Immediate).await.expect("it is answered");
+    assert_eq!(answer.reply, Reply::Terminated(TerminationResult::Stopped(None)));
+    running.await.expect("no panic");
+    let log = world.log();
+    let place = |what: &str| log.iter().position(|done| done == what);
+    let (looked, stopped) = (place("CheckIdle"), place("Fast"));
+    let opened = place("the hold dropped");
+    assert!(looked.is_some() && looked < stopped && stopped < opened, "{log:?}");
+}
+
+/// One that nobody waits for any more lets go at once, and stops nothing.
+#[tokio::test(start_paused = true)]
+async fn a_look_that_comes_too_late_lets_go_and_stops_nothing() {
+    let world = Scripted::new(&[("CheckIdle", Does::Waits)]);
+    let (engine, handle) = world.engine(Policy::default());
+    let running = tokio::spawn(engine.run());
+    handle.report(Event::Booted { spec: Some(SPEC) }).await;
+    let mut status = handle.watch();
+    status.wait_for(|it| it.status == ComputeStatus::Running).await.expect("the loop runs");
+    let look = {
+        let handle = handle.clone();
+        tokio::spawn(async move { handle.terminate_if_idle(TerminateMode::Fast).await })
+    };
+    once(|| world.log().iter().any(|done| done == "CheckIdle")).await;
+    let answer = handle.configure(SPEC).await.expect("it is answered");
+    assert_eq!(answer.reply, Reply::Configured);
+    let answer = look.await.expect("no panic").expect("it is answered");
+    let refusal = Refusal::WorkBegun;
+    assert_eq!(answer.reply, Reply::Refused { refusal, status: ComputeStatus::ConfigurationPending });
+    world.0.go_on.notify_one();
+    once(|| world.log().iter().any(|done| done == "the hold dropped")).await;
+    assert!(!world.log().iter().any(|done| done == "Fast"), "{:?}", world.log());
+    assert_eq!(handle.snapshot().status, ComputeStatus::Running);
+    running.abort();
 }

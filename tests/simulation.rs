@@ -137,6 +137,8 @@ fn all_was_seen(seen: &Seen) {
         "reply: Promoted",
         "reply: PromoteFailed",
         "reply: PromoteSuperseded",
+        "reply: NotIdle",
+        "reply: IdleUnknown",
         "reply: Terminated",
         "reply: AlreadyTerminated",
         "reply: Refused",
@@ -296,7 +298,8 @@ impl Script {
                 let postmaster = Epoch(self.rng.below(12));
                 handle.hint(Event::ActivityObserved { postmaster, busy: self.rng.percent(50) });
             }
-            65..=69 => handle.report(Event::ReloadSignalled).await,
+            65..=67 => self.terminate_if_idle(handle),
+            68..=69 => handle.report(Event::ReloadSignalled).await,
             70..=84 => self.repeat(handle).await,
             85..=89 => self.look(handle).await,
             90..=92 => self.burst(handle),
@@ -346,6 +349,13 @@ impl Script {
         self.asked_to_end.get_or_insert_with(Instant::now);
         let (handle, answers) = (handle.clone(), self.answers.clone());
         self.clients.spawn(async move { answers.push(handle.terminate(mode).await) });
+    }
+
+    /// It may be turned down, so it brings no end that could be counted on.
+    fn terminate_if_idle(&mut self, handle: &Handle) {
+        let mode = self.rng.pick(&[TerminateMode::Fast, TerminateMode::Immediate]);
+        let (handle, answers) = (handle.clone(), self.answers.clone());
+        self.clients.spawn(async move { answers.push(handle.terminate_if_idle(mode).await) });
     }
 
     async fn signal(&mut self, handle: &Handle) {

@@ -55,6 +55,7 @@ enum Work {
     Prepare,
     Apply,
     Promote,
+    CheckIdle,
     Fetch,
     Sweep,
     Sync,
@@ -97,6 +98,7 @@ struct Postmaster {
 enum Asked {
     Configure,
     Terminate,
+    TerminateIfIdle,
     Refresh,
     Promote,
 }
@@ -145,6 +147,10 @@ impl World {
                 let request = self.new_request(Asked::Promote);
                 Event::PromoteRequested { request, spec, lsn: Lsn(u64::from(variant)) }
             }
+            b'y' => Event::TerminateIfIdleRequested {
+                request: self.new_request(Asked::TerminateIfIdle),
+                mode: if variant & 1 == 1 { TerminateMode::Immediate } else { TerminateMode::Fast },
+            },
             b'h' => Event::RefreshHinted,
             b's' => Event::StopSignalled,
             b'u' => Event::ReloadSignalled,
@@ -218,6 +224,8 @@ impl World {
             Work::Prepare => Event::StoragePrepared { epoch },
             Work::Apply => Event::SpecApplied { epoch },
             Work::Promote => Event::Promoted { epoch },
+            Work::CheckIdle if variant & 1 == 1 => Event::FoundBusy { epoch },
+            Work::CheckIdle => Event::FoundIdle { epoch },
             Work::Fetch => {
                 let fetched = match variant & 3 {
                     0 => FetchedSpec::Spec { spec: self.new_spec(0), same_pageservers: true },
@@ -340,6 +348,10 @@ impl World {
                 self.assert_alive(postmaster, "promoted");
                 self.begin(epoch, Work::Promote);
             }
+            Effect::CheckIdle { epoch, postmaster } => {
+                self.assert_alive(postmaster, "looked at");
+                self.begin(epoch, Work::CheckIdle);
+            }
             Effect::FetchSpec { epoch, .. } => self.begin(epoch, Work::Fetch),
             Effect::StopPostmaster { postmaster, mode } => {
                 self.assert_alive(postmaster, "stopped");
@@ -413,9 +425,11 @@ impl World {
             }
             Reply::RefreshAccepted => asked == Asked::Refresh,
             Reply::Promoted | Reply::PromoteFailed | Reply::PromoteSuperseded => asked == Asked::Promote,
-            Reply::Terminated(_) => asked == Asked::Terminate,
+            Reply::NotIdle | Reply::IdleUnknown => asked == Asked::TerminateIfIdle,
+            Reply::Terminated(_) => matches!(asked, Asked::Terminate | Asked::TerminateIfIdle),
             Reply::AlreadyTerminated(_) => {
-                asked == Asked::Terminate && self.machine.status() == ComputeStatus::Terminated
+                matches!(asked, Asked::Terminate | Asked::TerminateIfIdle)
+                    && self.machine.status() == ComputeStatus::Terminated
             }
             Reply::Refused { .. } => true,
         };
@@ -442,6 +456,11 @@ impl World {
         };
         let promotion = &self.machine.compute().promotion;
         remembered.extend(&promotion.waiting);
+        if let Some(check) = &self.machine.compute().idle_check {
+            remembered.extend(&check.waiting);
+            assert!(self.goes_on(check.epoch, Work::CheckIdle), "a look that nobody takes");
+            assert!(matches!(state, State::Running(_)), "a look beside other work");
+        }
         remembered.sort();
         assert_eq!(remembered, owed, "requests were lost after {event:?} in {state:?}");
         if let Some(server) = state.server() {
@@ -529,6 +548,7 @@ fn is_request(event: &Event) -> bool {
         event,
         Event::ConfigureRequested { .. }
             | Event::TerminateRequested { .. }
+            | Event::TerminateIfIdleRequested { .. }
             | Event::PromoteRequested { .. }
             | Event::RefreshRequested { .. }
     )
@@ -560,6 +580,7 @@ fn failure(epoch: Epoch, work: Work, class: FailureClass) -> Event {
         Work::Prepare => Event::StorageFailed { epoch, class },
         Work::Apply => Event::ApplyFailed { epoch, class },
         Work::Promote => Event::PromoteFailed { epoch, class },
+        Work::CheckIdle => Event::IdleCheckFailed { epoch, class },
         Work::Fetch => Event::FetchFailed { epoch, class },
         Work::Sweep => Event::Swept { epoch },
         Work::Sync => Event::FinalSyncFailed { epoch, class },
@@ -572,6 +593,9 @@ fn foreign(variant: u8, epoch: Epoch) -> Event {
     match variant & 0x0f {
         0 if variant & 0x10 != 0 => Event::Promoted { epoch },
         1 if variant & 0x10 != 0 => Event::PromoteFailed { epoch, class: FailureClass::Transient },
+        2 if variant & 0x10 != 0 => Event::FoundIdle { epoch },
+        3 if variant & 0x10 != 0 => Event::FoundBusy { epoch },
+        4 if variant & 0x10 != 0 => Event::IdleCheckFailed { epoch, class: FailureClass::TimedOut },
         0 => Event::WarmUpEnded { epoch },
         1 => Event::SpecResolved { epoch },
         2 => Event::SpecRejected { epoch, class: FailureClass::Permanent },

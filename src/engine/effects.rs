@@ -70,6 +70,9 @@ impl<W: World> Effects<W> {
             Effect::Promote { epoch, spec, postmaster, lsn } => {
                 self.work(kind, epoch, Work::Promote { spec, postmaster, lsn }, spans);
             }
+            Effect::CheckIdle { epoch, postmaster } => {
+                self.work(kind, epoch, Work::CheckIdle { postmaster }, spans)
+            }
             Effect::FetchSpec { epoch, applied } => {
                 self.work(kind, epoch, Work::FetchSpec { applied }, spans)
             }
@@ -246,7 +249,7 @@ fn touches_directory(work: Work) -> bool {
         | Work::Promote { .. }
         | Work::Sweep
         | Work::FinalSync { .. } => true,
-        Work::WarmUp | Work::ResolveSpec { .. } | Work::FetchSpec { .. } => false,
+        Work::WarmUp | Work::ResolveSpec { .. } | Work::CheckIdle { .. } | Work::FetchSpec { .. } => false,
     }
 }
 
@@ -294,13 +297,22 @@ fn work_end(epoch: Epoch, work: Work, result: Result<Done, WorkError>) -> Input 
         (Work::Promote { .. }, Ok(Done::Promoted(times))) => {
             Input::Promoted(Event::Promoted { epoch }, times)
         }
+        (Work::CheckIdle { .. }, Ok(Done::Idle { seen, hold })) => {
+            Input::Activity { event: Event::FoundIdle { epoch }, seen, note: None, hold: Some(hold) }
+        }
+        (Work::CheckIdle { .. }, Ok(Done::Busy { seen, text })) => {
+            Input::Activity { event: Event::FoundBusy { epoch }, seen, note: Some(text), hold: None }
+        }
         (Work::FetchSpec { .. }, Ok(Done::Fetched(fetched))) => {
             Input::Event(Event::SpecFetched { epoch, fetched })
         }
         (Work::FinalSync { .. }, Ok(Done::Synced(lsn))) => Input::Event(Event::FinalSyncDone { epoch, lsn }),
         // A world that answers something else than it was asked has a bug, and the machine must not wait for
         // ever because of it.
-        (Work::Promote { .. } | Work::FetchSpec { .. } | Work::FinalSync { .. }, Ok(other)) => {
+        (
+            Work::Promote { .. } | Work::CheckIdle { .. } | Work::FetchSpec { .. } | Work::FinalSync { .. },
+            Ok(other),
+        ) => {
             let text = format!("{work:?} ended in {other:?}; this is a bug");
             failed(epoch, work, WorkError::plain(FailureClass::Panicked, text))
         }
@@ -317,6 +329,7 @@ fn failed(epoch: Epoch, work: Work, error: WorkError) -> Input {
         Work::PrepareStorage { .. } => Event::StorageFailed { epoch, class },
         Work::ApplySpec { .. } => Event::ApplyFailed { epoch, class },
         Work::Promote { .. } => Event::PromoteFailed { epoch, class },
+        Work::CheckIdle { .. } => Event::IdleCheckFailed { epoch, class },
         Work::FetchSpec { .. } => Event::FetchFailed { epoch, class },
         Work::FinalSync { .. } => Event::FinalSyncFailed { epoch, class },
     };

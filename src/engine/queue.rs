@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::history::History;
-use super::{PromotionTimes, Recording, Snapshot};
+use super::{Hold, PromotionTimes, Recording, Snapshot};
 use crate::activity::Seen;
 use crate::limits;
 use crate::telemetry::Metrics;
@@ -32,8 +32,13 @@ pub(super) enum Input {
     Failure(Event, Arc<str>),
     /// A server that was promoted, and how long that took.
     Promoted(Event, PromotionTimes),
-    /// An observation, and what was seen.
-    Activity(Event, Seen),
+    /// An observation, what was seen, what of it counts in words, and what keeps it so.
+    Activity {
+        event: Event,
+        seen: Seen,
+        note: Option<Arc<str>>,
+        hold: Option<Hold>,
+    },
     /// A request and who waits for its answer.
     Request {
         event: Event,
@@ -169,6 +174,17 @@ impl Handle {
         answer.await.map_err(|_| Rejected::Gone)
     }
 
+    /// Asks for the end of the compute if nothing is at work in Postgres, and waits for it, or for the news that
+    /// something is.
+    ///
+    /// The request goes on if the future is dropped.
+    ///
+    /// # Errors
+    /// As [`Handle::configure`].
+    pub async fn terminate_if_idle(&self, mode: TerminateMode) -> Result<Answer, Rejected> {
+        self.request(|request| Event::TerminateIfIdleRequested { request, mode }).await
+    }
+
     /// Reports something that happened. Uses the reserve, and waits for a place in it.
     pub async fn report(&self, event: Event) {
         // When the loop has ended nobody needs to know.
@@ -187,7 +203,7 @@ impl Handle {
     pub fn observe(&self, postmaster: Epoch, seen: Seen) {
         if let Ok(permit) = self.places.clone().try_acquire_owned() {
             let event = Event::ActivityObserved { postmaster, busy: seen.newest.is_some() };
-            let input = Input::Activity(event, seen);
+            let input = Input::Activity { event, seen, note: None, hold: None };
             let _ = self.queue.try_send(Envelope { input, permit: Some(permit) });
         }
     }

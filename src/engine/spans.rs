@@ -76,6 +76,7 @@ impl Spans {
                 tracing::info_span!(parent: parent, "promote")
             }
             Work::FetchSpec { .. } => tracing::info_span!(parent: None, "fetch_spec"),
+            Work::CheckIdle { .. } => tracing::info_span!(parent: None, "check_idle"),
             Work::FinalSync { .. } => tracing::info_span!(parent: None, "sync_safekeepers"),
             // Nothing is told of them.
             Work::WarmUp | Work::ResolveSpec { .. } | Work::Sweep => within.clone(),

@@ -1,5 +1,7 @@
 //! What the outside can do.
 
+use std::any::Any;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::queue::{Envelope, Input};
+use crate::activity::Seen;
 
 /// The outside, as far as the loop needs it. One implementation is real, one is simulated.
 pub trait World: Send + Sync + 'static {
@@ -73,6 +76,11 @@ pub enum Work {
         /// How much of the log it must have replayed before.
         lsn: Lsn,
     },
+    /// Look whether anything is at work, and if not, keep everybody out until the result was handled.
+    CheckIdle {
+        /// Which postmaster.
+        postmaster: Epoch,
+    },
     /// Ask for the present spec.
     FetchSpec {
         /// What was applied last.
@@ -88,7 +96,7 @@ pub enum Work {
 }
 
 /// How a piece of work ended well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Done {
     /// There is nothing more to say.
     Done,
@@ -96,8 +104,40 @@ pub enum Done {
     Fetched(FetchedSpec),
     /// The server is a primary, and this is how long that took.
     Promoted(PromotionTimes),
+    /// Nothing is at work, and nothing will be as long as this is held.
+    Idle {
+        /// What was seen, which does not count.
+        seen: Seen,
+        /// What keeps it so.
+        hold: Hold,
+    },
+    /// Something is at work.
+    Busy {
+        /// What was seen.
+        seen: Seen,
+        /// That which counts, in words.
+        text: Arc<str>,
+    },
     /// A final sync came to this end of the log.
     Synced(Lsn),
+}
+
+/// Something that stays as it is until this is dropped.
+pub struct Hold {
+    _held: Box<dyn Any + Send + Sync>,
+}
+
+impl Hold {
+    /// Of a guard whose drop lets go.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Hold { _held: Box::new(guard) }
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hold")
+    }
 }
 
 /// How long the first two parts of a promotion took.

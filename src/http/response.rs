@@ -221,6 +221,12 @@ struct AtWork {
 }
 
 #[derive(Serialize)]
+struct NotIdle {
+    error: String,
+    activity: Option<AtWork>,
+}
+
+#[derive(Serialize)]
 struct Sessions {
     active: u32,
     idle_in_transaction: u32,
@@ -312,6 +318,12 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
             Ok(promotion_failed(&format!("invalid compute status: {status}")))
         }
         Reaction::RefreshAccepted => Ok(StatusCode::OK.into_response()),
+        Reaction::NotIdle => Ok(not_idle(failure.as_deref().unwrap_or("something is at work"), &snapshot)),
+        Reaction::IdleUnknown => {
+            let why = WorkError::on_one_line(failure.as_deref().unwrap_or("unknown error"));
+            let text = format!("whether the compute is idle could not be found out: {why}");
+            Err(Problem { retry: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, text) })
+        }
         Reaction::Terminated(TerminationResult::Stopped(lsn)) => Ok(terminated(StatusCode::OK, lsn)),
         Reaction::AlreadyTerminated(TerminationResult::Stopped(lsn)) => {
             Ok(terminated(StatusCode::CREATED, lsn))
@@ -326,6 +338,9 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("Cannot refresh compute configuration in state {status:?}"),
             ),
+            Refusal::WorkBegun => {
+                Problem::new(StatusCode::CONFLICT, format!("the compute is not idle: {refusal}"))
+            }
             // In status running nothing else is in the way of a spec, and this is soon over.
             Refusal::Promoting => {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string());
@@ -338,6 +353,13 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
             }
         }),
     }
+}
+
+/// 409: the compute was to end only if it is idle. Told with the counts, those that do not count included.
+fn not_idle(text: &str, snapshot: &Snapshot) -> Response {
+    let error = format!("the compute is not idle: {text}");
+    tracing::info!(code = StatusCode::CONFLICT.as_u16(), "{error}");
+    json(StatusCode::CONFLICT, &NotIdle { error, activity: AtWork::of(snapshot) })
 }
 
 /// The body of `GET /status`, which a successful `/configure` answers too.

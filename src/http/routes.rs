@@ -115,9 +115,16 @@ async fn promote(shared: Arc<Shared>, request: Received<PromotionRequest>) -> Ha
 }
 
 async fn terminate(Request { shared, query, .. }: Request) -> Handled {
-    let mode = query.as_deref().map_or(Ok(TerminateMode::Fast), termination_mode)?;
-    detached(async move { response::answered(shared.context.engine.terminate(mode).await, shared.view()) })
-        .await
+    let Termination { mode, if_idle } = query.as_deref().map_or(Ok(Termination::default()), termination)?;
+    detached(async move {
+        let engine = &shared.context.engine;
+        let answer = match if_idle {
+            Flag::False => engine.terminate(mode).await,
+            Flag::True => engine.terminate_if_idle(mode).await,
+        };
+        response::answered(answer, shared.view())
+    })
+    .await
 }
 
 async fn refresh(Request { shared, .. }: Request) -> Handled {
@@ -136,10 +143,42 @@ async fn detached(work: impl Future<Output = Handled> + Send + 'static) -> Handl
     tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(Problem::bug()))
 }
 
-fn termination_mode(query: &str) -> Result<TerminateMode, Problem> {
+/// How a compute is to end, and whether only if it is idle.
+#[derive(Deserialize)]
+struct Termination {
+    #[serde(default = "fast")]
+    mode: TerminateMode,
+    if_idle: Flag,
+}
+
+impl Default for Termination {
+    fn default() -> Self {
+        Termination { mode: fast(), if_idle: Flag::False }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Flag {
+    True,
+    False,
+}
+
+fn fast() -> TerminateMode {
+    TerminateMode::Fast
+}
+
+/// The original knows the mode alone, and asks for it wherever there is a query; with our own condition it may be
+/// left out.
+fn termination(query: &str) -> Result<Termination, Problem> {
     #[derive(Deserialize)]
     struct Query {
         mode: TerminateMode,
     }
-    query::parse(query).map(|Query { mode }| mode).map_err(|error| Problem::bad_query(&error))
+    let conditional = form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "if_idle");
+    let read = match conditional {
+        true => query::parse(query),
+        false => query::parse(query).map(|Query { mode }| Termination { mode, ..Termination::default() }),
+    };
+    read.map_err(|error| Problem::bad_query(&error))
 }

@@ -1,5 +1,6 @@
 //! The real outside: storage, Postgres, catalog, control plane.
 
+mod idle;
 mod promote;
 mod work;
 
@@ -147,6 +148,15 @@ impl World for RealWorld {
                 Work::Promote { spec, lsn, .. } => {
                     let _no_longer_followed = parts.upstream.quiet();
                     Box::pin(parts.promote(spec, lsn, &reload, &token)).await
+                }
+                Work::CheckIdle { postmaster: looked_at } => {
+                    let door = {
+                        let slot = lock(&postmaster);
+                        let process = slot.process.as_ref().filter(|_| slot.epoch == Some(looked_at));
+                        process.map(|process| process.door())
+                    };
+                    let looked = token.run_until_cancelled(parts.check_idle(door)).await;
+                    looked.unwrap_or_else(|| Err(WorkError::cancelled()))
                 }
                 Work::FetchSpec { applied } => parts.fetch(applied, &token).await,
                 Work::Sweep => {

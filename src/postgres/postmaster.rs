@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::door::Door;
 use super::install::Installation;
 use super::log::{self, LogSink};
 use super::pgdata::{DataDir, Occupied};
@@ -113,7 +114,7 @@ pub struct Postmaster {
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     group: Group,
     /// The program, to recognise backends.
     program: PathBuf,
@@ -196,6 +197,11 @@ impl Postmaster {
     /// Has it read its configuration files again (SIGHUP), without waiting. `false` when it had been reaped.
     pub fn reload(&self) -> bool {
         self.shared.group.signal(Signal::HUP)
+    }
+
+    /// By which clients can be kept out for a moment.
+    pub fn door(&self) -> Door {
+        Door::new(Arc::clone(&self.shared))
     }
 
     /// Returns when all that a dead server had written to its log was passed on. A process that inherited the
@@ -322,6 +328,15 @@ async fn report_progress(shared: &Arc<Shared>, facts: &mpsc::UnboundedSender<Fac
 }
 
 impl Shared {
+    pub(super) fn pid(&self) -> i32 {
+        self.group.pid()
+    }
+
+    /// Signals the postmaster alone; `false` when it has been reaped.
+    pub(super) fn signal(&self, signal: Signal) -> bool {
+        self.group.signal(signal)
+    }
+
     /// The living processes of the server, the postmaster included until it is reaped.
     fn living(&self) -> Vec<Stat> {
         let me = i32::try_from(std::process::id()).unwrap_or(0);

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use compute_ctl::activity::{Activity, Rules, Seen};
 use compute_ctl::catalog::{ConnectionSettings, Profile, Requests};
 use compute_ctl::engine::{
-    self, Done, Facts, Handle, Outcome, PromotionTimes, Snapshot, Work, WorkError, World,
+    self, Done, Facts, Handle, Hold, Outcome, PromotionTimes, Snapshot, Work, WorkError, World,
 };
 use compute_ctl::http::{
     Accepted, Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, ServeError, SpecIntake,
@@ -49,6 +50,7 @@ pub(crate) enum Part {
     Storage,
     Apply,
     Promote,
+    CheckIdle,
     Fetch,
     Stop,
     FinalSync,
@@ -59,6 +61,8 @@ pub(crate) struct Fake {
     ways: watch::Sender<HashMap<Part, Way>>,
     stops: Mutex<HashMap<Epoch, watch::Sender<bool>>>,
     fetched: AtomicU64,
+    /// Whether something is at work in Postgres.
+    pub(crate) busy: AtomicBool,
 }
 
 impl Fake {
@@ -67,6 +71,7 @@ impl Fake {
             ways: watch::channel(HashMap::new()).0,
             stops: Mutex::new(HashMap::new()),
             fetched: AtomicU64::new(1000),
+            busy: AtomicBool::new(false),
         })
     }
 
@@ -111,6 +116,7 @@ impl World for Fake {
             Work::PrepareStorage { .. } => Some(Part::Storage),
             Work::ApplySpec { .. } => Some(Part::Apply),
             Work::Promote { .. } => Some(Part::Promote),
+            Work::CheckIdle { .. } => Some(Part::CheckIdle),
             Work::FetchSpec { .. } => Some(Part::Fetch),
             Work::FinalSync { .. } => Some(Part::FinalSync),
             Work::WarmUp | Work::Sweep => None,
@@ -125,6 +131,15 @@ impl World for Fake {
                 lsn_wait: Duration::from_millis(12),
                 pg_promote: Duration::from_millis(345),
             }),
+            Work::CheckIdle { .. } if self.busy.load(Ordering::Relaxed) => {
+                let activity = Activity { active_sessions: 2, physical_walsenders: 1, ..Activity::default() };
+                let text = activity.holding_back(&Rules::default()).expect("there is something").into();
+                Done::Busy { seen: Seen { activity, newest: None }, text }
+            }
+            Work::CheckIdle { .. } => {
+                let seen = Seen { activity: Activity::default(), newest: None };
+                Done::Idle { seen, hold: Hold::new(()) }
+            }
             Work::FinalSync { .. } => Done::Synced(Lsn(0x028F_10D8)),
             _ => Done::Done,
         };
@@ -307,6 +322,18 @@ impl Node {
     /// A POST to the internal server, with JSON if there is a body.
     pub(crate) async fn post_inside(&self, path: &str, body: &str) -> Answer {
         send(self.internal[0], &request("POST", path, "", body)).await
+    }
+
+    /// Waits until a look at what is at work is under way.
+    pub(crate) async fn looks(&self) {
+        loop {
+            let recording = self.engine.recording().await.expect("the engine lives");
+            let asked = |event: Event| matches!(event, Event::TerminateIfIdleRequested { .. });
+            if recording.entries.last().is_some_and(|entry| asked(entry.event)) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(crate) async fn refresh(&self) -> Answer {

@@ -80,6 +80,7 @@ impl Script {
             match entry.event {
                 Event::ConfigureRequested { request, .. }
                 | Event::TerminateRequested { request, .. }
+                | Event::TerminateIfIdleRequested { request, .. }
                 | Event::PromoteRequested { request, .. }
                 | Event::RefreshRequested { request } => {
                     owed.entry(request).or_default();

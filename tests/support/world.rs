@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use compute_ctl::engine::{Done, Facts, PromotionTimes, Work, WorkError, World};
+use compute_ctl::activity::{Activity, Seen as Found};
+use compute_ctl::engine::{Done, Facts, Hold, PromotionTimes, Work, WorkError, World};
 use compute_states::{Epoch, Exit, FailureClass, FetchedSpec, Lsn, Revision, SpecOutline, StopMode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -250,7 +251,7 @@ impl Postmaster {
 }
 
 /// How a piece of work goes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Fate {
     Ends(Result<Done, FailureClass>),
     Panics,
@@ -308,6 +309,11 @@ impl Inner {
                 }
                 self.exclusive("Promote", &["Promote", "ApplySpec", "PrepareStorage", "Sweep", "FinalSync"]);
             }
+            Work::CheckIdle { postmaster } => {
+                if !self.postmasters.contains_key(&postmaster) {
+                    self.broken.push(format!("CheckIdle of {postmaster:?}, which never was"));
+                }
+            }
             Work::FetchSpec { .. } => self.exclusive("FetchSpec", &["FetchSpec"]),
             Work::Sweep => {
                 self.exclusive("Sweep", &["PrepareStorage", "ApplySpec", "Promote", "Sweep", "FinalSync"]);
@@ -341,6 +347,13 @@ impl Inner {
                 lsn_wait: self.rng.pause(self.pace),
                 pg_promote: self.rng.pause(self.pace),
             }),
+            Work::CheckIdle { .. } => {
+                let seen = Found { activity: Activity::default(), newest: None };
+                match self.rng.percent(30) {
+                    true => Done::Idle { seen, hold: Hold::new(()) },
+                    false => Done::Busy { seen, text: "a session".into() },
+                }
+            }
             Work::FinalSync { .. } => Done::Synced(Lsn(self.rng.below(1 << 40))),
             _ => Done::Done,
         }
@@ -372,6 +385,7 @@ fn name(work: Work) -> &'static str {
         Work::PrepareStorage { .. } => "PrepareStorage",
         Work::ApplySpec { .. } => "ApplySpec",
         Work::Promote { .. } => "Promote",
+        Work::CheckIdle { .. } => "CheckIdle",
         Work::FetchSpec { .. } => "FetchSpec",
         Work::Sweep => "Sweep",
         Work::FinalSync { .. } => "FinalSync",
