@@ -13,6 +13,7 @@
 //! | [`auth`] | tokens |
 //! | `response` | the one place that knows status codes and bodies |
 
+use std::path::Path;
 use std::sync::Arc;
 
 use compute_states::{Revision, SpecOutline};
@@ -51,6 +52,8 @@ pub struct Context {
     pub postgres: Requests,
     /// Who may use the external server.
     pub auth: Auth,
+    /// The data directory, where the communicator's socket is.
+    pub pgdata: Arc<Path>,
 }
 
 /// Where the specs that clients send go, and what is known of those that went there.

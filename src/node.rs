@@ -237,8 +237,15 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         true => Auth::open(),
         false => Auth::tokens(&config.compute_ctl_config.jwks, &options.compute_id),
     };
-    let context =
-        http::Context { engine: handle, metrics, progress, specs: Arc::new(intake), postgres, auth };
+    let context = http::Context {
+        engine: handle,
+        metrics,
+        progress,
+        specs: Arc::new(intake),
+        postgres,
+        auth,
+        pgdata: options.pgdata.into(),
+    };
     let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;

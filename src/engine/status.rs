@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub last_active: Option<Timestamp>,
     /// How long the promotion of this compute took, once it is done.
     pub promotion: Option<Promoted>,
+    /// Whether the compute has served since the process started, whatever it does now.
+    pub started: bool,
 }
 
 /// How long the parts of a promotion took.
@@ -49,6 +51,7 @@ impl Snapshot {
             start_time: Timestamp::now(),
             last_active: None,
             promotion: None,
+            started: false,
         }
     }
 
@@ -73,6 +76,7 @@ impl Snapshot {
             self.fault = fault;
         }
         self.status = machine.status();
+        self.started |= self.status == ComputeStatus::Running;
         self.spec = spec;
         self.server = current_server(machine);
     }

@@ -86,6 +86,10 @@ impl Operation {
     pub(super) fn post(path: &'static str, access: Access, work: Work) -> Self {
         Operation { method: Method::POST, path, access, work }
     }
+
+    pub(super) fn delete(path: &'static str, access: Access, work: Work) -> Self {
+        Operation { method: Method::DELETE, path, access, work }
+    }
 }
 
 /// A request that has found its operation, and was let through.

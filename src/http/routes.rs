@@ -17,7 +17,12 @@ use super::response::{self, Problem};
 use crate::limits;
 use crate::spec::document::{ConfigurationRequest, PromotionRequest};
 
+mod absent;
+mod communicator;
 mod postgres;
+mod probes;
+
+pub(super) use communicator::CommunicatorError;
 
 /// The routes of the external server, which the control plane uses.
 pub fn external(context: Context) -> BoxedFilter<(Response,)> {
@@ -37,6 +42,16 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
             Operation::get("/database_schema", Token, asked(postgres::dump_schema)),
             Operation::post("/check_writability", Token, asked(postgres::check_writability)),
             Operation::get("/insights", Token, asked(postgres::insights)),
+            Operation::get("/hadron_liveness_probe", Token, asked(probes::hadron_liveness)),
+            Operation::get("/autoscaling_metrics", Anyone, asked(communicator::metrics)),
+            Operation::get("/lfc/prewarm", Token, asked(absent::prewarm)),
+            Operation::post("/lfc/prewarm", Token, asked(absent::prewarm)),
+            Operation::delete("/lfc/prewarm", Token, asked(absent::prewarm)),
+            Operation::get("/lfc/offload", Token, asked(absent::offload)),
+            Operation::post("/lfc/offload", Token, asked(absent::offload)),
+            Operation::get("/livez", Anyone, asked(probes::live)),
+            Operation::get("/readyz", Anyone, asked(probes::ready)),
+            Operation::get("/startupz", Anyone, asked(probes::started)),
         ],
     )
 }
@@ -51,6 +66,11 @@ pub fn internal(context: Context) -> BoxedFilter<(Response,)> {
             Operation::post("/refresh_configuration", Anyone, asked(refresh)),
             Operation::post("/grants", Anyone, json(NAMES, postgres::grant)),
             Operation::post("/extensions", Anyone, json(NAMES, postgres::install_extension)),
+            Operation::post("/extension_server/{*filename}", Anyone, asked(absent::remote_extension)),
+            Operation::post("/failpoints", Anyone, json(NAMES, absent::failpoints)),
+            Operation::get("/livez", Anyone, asked(probes::live)),
+            Operation::get("/readyz", Anyone, asked(probes::ready)),
+            Operation::get("/startupz", Anyone, asked(probes::started)),
         ],
     )
 }

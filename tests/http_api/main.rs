@@ -6,7 +6,9 @@
 mod support;
 
 mod lifecycle;
+mod neighbours;
 mod postgres;
+mod probes;
 mod promotion;
 mod requests;
 

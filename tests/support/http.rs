@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -251,8 +252,15 @@ impl Node {
         handle.report(Event::Booted { spec: None }).await;
         let gate = Arc::new(Gate { reached: tokio::sync::Notify::new(), open: std::sync::Barrier::new(2) });
         let specs = Arc::new(Specs { kept: Mutex::default(), gate: gate.clone() });
-        let context =
-            Context { engine: handle.clone(), metrics, progress: Arc::default(), specs, postgres, auth };
+        let context = Context {
+            engine: handle.clone(),
+            metrics,
+            progress: Arc::default(),
+            specs,
+            postgres,
+            auth,
+            pgdata: Path::new("/nonexistent").into(),
+        };
         let spec = BindSpec {
             external: ExternalAddress::Only([127, 0, 0, 1].into()),
             external_port: 0,
