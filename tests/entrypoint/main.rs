@@ -6,6 +6,7 @@
 mod crash;
 mod logging;
 mod plan;
+mod probes;
 mod refusals;
 mod requests;
 mod settings;
