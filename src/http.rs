@@ -9,6 +9,7 @@
 //! | [`server`] | binding, accepting, limits on connections, graceful stop |
 //! | `routes` | what there is to ask for, and the work |
 //! | `dispatch` | which request goes where; what is checked before it does |
+//! | `openapi` | what the servers say of themselves |
 //! | `body`, `query` | what requests carry |
 //! | [`auth`] | tokens |
 //! | `response` | the one place that knows status codes and bodies |
@@ -28,6 +29,7 @@ use crate::telemetry::Metrics;
 pub mod auth;
 mod body;
 mod dispatch;
+mod openapi;
 mod query;
 mod response;
 mod routes;

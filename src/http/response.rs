@@ -327,6 +327,11 @@ pub(super) fn probed() -> Response {
     json(StatusCode::OK, &"ok")
 }
 
+/// A JSON document that was written before.
+pub(super) fn document(text: Bytes) -> Response {
+    warp::reply::with_header(text.to_vec(), CONTENT_TYPE, "application/json").into_response()
+}
+
 /// The communicator's answer: its status, its type and its body.
 pub(super) fn forwarded<S>(
     answer: Result<warp::http::Response<S>, CommunicatorError>,

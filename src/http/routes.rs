@@ -1,6 +1,7 @@
 //! What each server serves, and how.
 //!
-//! Adding a route: a line in one of the tables here, the work in a file below `routes/`.
+//! Adding a route: a line in one of the tables here, the work in a file below `routes/`, what is written of it in
+//! [`openapi`].
 
 use std::sync::Arc;
 
@@ -12,8 +13,12 @@ use warp::reply::Response;
 use super::Context;
 use super::body::Received;
 use super::dispatch::{self, Access, Handled, Operation, Request, Shared, asked, json, json_or};
+use super::openapi;
+use super::openapi::external as about;
+use super::openapi::internal as inside;
 use super::query;
 use super::response::{self, Problem};
+use super::server::Side;
 use crate::limits;
 use crate::spec::document::{ConfigurationRequest, PromotionRequest};
 
@@ -29,29 +34,46 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     use Access::{Anyone, Token};
     const SPEC: usize = limits::HTTP_CONFIGURE_BYTES;
     dispatch::serve(
+        Side::External,
         context,
         vec![
-            Operation::get("/status", Token, asked(status)),
-            Operation::get("/metrics", Anyone, asked(metrics)),
-            Operation::post("/configure", Token, json(SPEC, configure)),
+            Operation::get("/status", Token, about::status(), asked(status)),
+            Operation::get("/metrics", Anyone, about::metrics(), asked(metrics)),
+            Operation::post("/configure", Token, about::configure(), json(SPEC, configure)),
             // Faults of the body are bare text here, as in the original.
-            Operation::post("/promote", Token, json_or(SPEC, Problem::plainly, promote)),
-            Operation::post("/plan", Token, json(SPEC, postgres::plan)),
-            Operation::post("/terminate", Token, asked(terminate)),
-            Operation::get("/dbs_and_roles", Token, asked(postgres::list)),
-            Operation::get("/database_schema", Token, asked(postgres::dump_schema)),
-            Operation::post("/check_writability", Token, asked(postgres::check_writability)),
-            Operation::get("/insights", Token, asked(postgres::insights)),
-            Operation::get("/hadron_liveness_probe", Token, asked(probes::hadron_liveness)),
-            Operation::get("/autoscaling_metrics", Anyone, asked(communicator::metrics)),
-            Operation::get("/lfc/prewarm", Token, asked(absent::prewarm)),
-            Operation::post("/lfc/prewarm", Token, asked(absent::prewarm)),
-            Operation::delete("/lfc/prewarm", Token, asked(absent::prewarm)),
-            Operation::get("/lfc/offload", Token, asked(absent::offload)),
-            Operation::post("/lfc/offload", Token, asked(absent::offload)),
-            Operation::get("/livez", Anyone, asked(probes::live)),
-            Operation::get("/readyz", Anyone, asked(probes::ready)),
-            Operation::get("/startupz", Anyone, asked(probes::started)),
+            Operation::post("/promote", Token, about::promote(), json_or(SPEC, Problem::plainly, promote)),
+            Operation::post("/plan", Token, about::plan(), json(SPEC, postgres::plan)),
+            Operation::post("/terminate", Token, about::terminate(), asked(terminate)),
+            Operation::get("/dbs_and_roles", Token, about::list(), asked(postgres::list)),
+            Operation::get("/database_schema", Token, about::dump_schema(), asked(postgres::dump_schema)),
+            Operation::post(
+                "/check_writability",
+                Token,
+                about::check_writability(),
+                asked(postgres::check_writability),
+            ),
+            Operation::get("/insights", Token, about::insights(), asked(postgres::insights)),
+            Operation::get(
+                "/hadron_liveness_probe",
+                Token,
+                about::hadron_liveness(),
+                asked(probes::hadron_liveness),
+            ),
+            Operation::get(
+                "/autoscaling_metrics",
+                Anyone,
+                about::communicator(),
+                asked(communicator::metrics),
+            ),
+            Operation::get("/lfc/prewarm", Token, about::prewarm_state(), asked(absent::prewarm)),
+            Operation::post("/lfc/prewarm", Token, about::prewarm(), asked(absent::prewarm)),
+            Operation::delete("/lfc/prewarm", Token, about::cancel_prewarm(), asked(absent::prewarm)),
+            Operation::get("/lfc/offload", Token, about::offload_state(), asked(absent::offload)),
+            Operation::post("/lfc/offload", Token, about::offload(), asked(absent::offload)),
+            Operation::get("/livez", Anyone, about::live(), asked(probes::live)),
+            Operation::get("/readyz", Anyone, about::ready(), asked(probes::ready)),
+            Operation::get("/startupz", Anyone, about::started(), asked(probes::started)),
+            Operation::get("/openapi.json", Anyone, openapi::openapi(), asked(openapi::serve)),
         ],
     )
 }
@@ -61,16 +83,28 @@ pub fn internal(context: Context) -> BoxedFilter<(Response,)> {
     use Access::Anyone;
     const NAMES: usize = limits::HTTP_BODY_BYTES;
     dispatch::serve(
+        Side::Internal,
         context,
         vec![
-            Operation::post("/refresh_configuration", Anyone, asked(refresh)),
-            Operation::post("/grants", Anyone, json(NAMES, postgres::grant)),
-            Operation::post("/extensions", Anyone, json(NAMES, postgres::install_extension)),
-            Operation::post("/extension_server/{*filename}", Anyone, asked(absent::remote_extension)),
-            Operation::post("/failpoints", Anyone, json(NAMES, absent::failpoints)),
-            Operation::get("/livez", Anyone, asked(probes::live)),
-            Operation::get("/readyz", Anyone, asked(probes::ready)),
-            Operation::get("/startupz", Anyone, asked(probes::started)),
+            Operation::post("/refresh_configuration", Anyone, inside::refresh(), asked(refresh)),
+            Operation::post("/grants", Anyone, inside::grant(), json(NAMES, postgres::grant)),
+            Operation::post(
+                "/extensions",
+                Anyone,
+                inside::install_extension(),
+                json(NAMES, postgres::install_extension),
+            ),
+            Operation::post(
+                "/extension_server/{*filename}",
+                Anyone,
+                inside::remote_extension(),
+                asked(absent::remote_extension),
+            ),
+            Operation::post("/failpoints", Anyone, inside::failpoints(), json(NAMES, absent::failpoints)),
+            Operation::get("/livez", Anyone, about::live(), asked(probes::live)),
+            Operation::get("/readyz", Anyone, about::ready(), asked(probes::ready)),
+            Operation::get("/startupz", Anyone, about::started(), asked(probes::started)),
+            Operation::get("/openapi.json", Anyone, openapi::openapi(), asked(openapi::serve)),
         ],
     )
 }
