@@ -7,6 +7,7 @@ mod support;
 
 mod lifecycle;
 mod neighbours;
+mod openapi;
 mod postgres;
 mod probes;
 mod promotion;
