@@ -153,7 +153,7 @@ pub(super) fn document(side: Side, auth: &Auth, operations: &[Operation]) -> Val
                 "name": "x-request-id",
                 "in": "header",
                 "description": "By which the request is found in the logs: visible ASCII.",
-                "schema": { "type": "string", "pattern": "^[!-~]+$" },
+                "schema": { "type": "string", "pattern": "^[\\t -~]*$" },
             },
         },
     });
