@@ -254,11 +254,6 @@ async fn body(mut answer: Response) -> Result<Vec<u8>, Rejection> {
     Ok(body)
 }
 
-/// For requests that are over, answer included, within `timeout`.
-pub(crate) fn client(url: &str, timeout: Duration) -> Result<Client, reqwest::Error> {
-    trusting_client(url, || Client::builder().timeout(timeout))
-}
-
 /// Trusts what this machine trusts: the system's certificates, or those that `SSL_CERT_FILE` names. Unlike a
 /// list compiled in, that includes an operator's own authority, and it is what reqwest brings along anyway.
 pub(crate) fn trusting_client(

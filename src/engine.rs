@@ -182,6 +182,11 @@ impl<W: World> Engine<W> {
                 let _ = reply.send(self.journal.record());
                 return None;
             }
+            Input::Control(Control::Sign(reply)) => {
+                // The same here.
+                let _ = reply.send(());
+                return None;
+            }
         };
         self.effects.settled(&event);
         let before = self.machine.status();

@@ -9,11 +9,13 @@
 //! | [`server`] | binding, accepting, limits on connections, graceful stop |
 //! | `routes` | what there is to ask for, and the work |
 //! | `dispatch` | which request goes where; what is checked before it does |
+//! | `openapi` | what the servers say of themselves |
 //! | `body`, `query` | what requests carry |
 //! | [`auth`], `site` | tokens; what stands in for them where none is needed |
 //! | `seat` | what a connection is counted as |
 //! | `response` | the one place that knows status codes and bodies |
 
+use std::path::Path;
 use std::sync::Arc;
 
 use compute_states::{Revision, SpecOutline};
@@ -29,6 +31,7 @@ use crate::telemetry::Metrics;
 pub mod auth;
 mod body;
 mod dispatch;
+mod openapi;
 mod query;
 mod response;
 mod routes;
@@ -57,6 +60,8 @@ pub struct Context {
     pub auth: Auth,
     /// Settings that are wanted and not in force.
     pub settings: Reported,
+    /// The data directory, where the communicator's socket is.
+    pub pgdata: Arc<Path>,
 }
 
 /// Where the specs that clients send go, and what is known of those that went there.

@@ -604,6 +604,17 @@ pub const HTTP_WATCHERS: usize = 2048;
 /// silent answer. It also is what finds out that a peer has vanished.
 pub const EVENTS_HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// How long the event loop may take to answer that it lives. It does so in microseconds; a kubelet waits for one second
+/// if nothing else is said, and must get an answer before that.
+pub const HTTP_LIVENESS: Duration = Duration::from_millis(900);
+
+/// How long `pg_isready` may take. It waits for the server for 3 s by itself.
+pub const PG_ISREADY: Duration = Duration::from_secs(5);
+
+/// How long the communicator may take for the head of its answer, and for each piece of its body. It answers from memory,
+/// and a scraper waits for 10 s in all.
+pub const COMMUNICATOR: Duration = Duration::from_secs(5);
+
 // ---- control plane ------------------------------------------------------------------------------------
 
 /// Attempts to get the spec, in all (cli, section 4).

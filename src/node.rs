@@ -289,6 +289,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         postgres,
         auth,
         settings: reported,
+        pgdata: options.pgdata.into(),
     };
     let servers = tokio::spawn(listeners.serve(context, producers.clone()));
 

@@ -25,6 +25,7 @@ mod grants;
 mod insights;
 mod listing;
 mod plan;
+mod readiness;
 mod schema;
 mod writability;
 
@@ -32,6 +33,7 @@ pub use extension::ExtensionInstallRequest;
 pub use grants::{Privilege, SetRoleGrantsRequest};
 pub use listing::{ListedDatabase, Listing};
 pub use plan::PlanRequestError;
+pub use readiness::ReadinessError;
 pub use schema::{DumpError, SchemaDump};
 
 /// The way to the running Postgres for requests. Cheap to clone; clones share the limits.

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use compute_states::{Epoch, Event, Lsn, Reply, RequestId, SpecOutline, TerminateMode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tracing::Span;
 
 use super::history::History;
@@ -54,6 +56,8 @@ pub(super) enum Input {
 #[derive(Debug)]
 pub(super) enum Control {
     Journal(oneshot::Sender<Recording>),
+    /// A sign of life.
+    Sign(oneshot::Sender<()>),
 }
 
 /// The answer to a request, with the status as it was at that moment.
@@ -88,6 +92,8 @@ pub struct Handle {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     history: watch::Receiver<Arc<History>>,
     metrics: Arc<Metrics>,
+    /// The sign of life that is awaited: one at a time, so that whoever asks cannot fill the queue with it.
+    sign: Arc<Mutex<Option<oneshot::Receiver<()>>>>,
 }
 
 impl Handle {
@@ -104,6 +110,7 @@ impl Handle {
             snapshots,
             history,
             metrics,
+            sign: Arc::default(),
         }
     }
 
@@ -217,6 +224,27 @@ impl Handle {
         let input = Input::Control(Control::Journal(reply));
         self.queue.send(Envelope { input, permit: None }).await.map_err(|_| Rejected::Gone)?;
         recording.await.map_err(|_| Rejected::Gone)
+    }
+
+    /// Whether the loop gives a sign of life within `deadline`. Asks it, as nothing else tells a loop that has
+    /// nothing to do from one that does nothing.
+    pub async fn lives(&self, deadline: Duration) -> bool {
+        timeout(deadline, self.sign_of_life()).await.unwrap_or(Err(Rejected::Busy)).is_ok()
+    }
+
+    /// Dropping the future leaves the question in the queue, for whoever asks next.
+    async fn sign_of_life(&self) -> Result<(), Rejected> {
+        let mut awaited = self.sign.lock().await;
+        if awaited.is_none() {
+            let place = self.queue.reserve().await.map_err(|_| Rejected::Gone)?;
+            let (reply, sign) = oneshot::channel();
+            place.send(Envelope { input: Input::Control(Control::Sign(reply)), permit: None });
+            *awaited = Some(sign);
+        }
+        let Some(sign) = awaited.as_mut() else { return Err(Rejected::Gone) };
+        let lives = sign.await.map_err(|_| Rejected::Gone);
+        *awaited = None;
+        lives
     }
 
     fn new_request(&self) -> (RequestId, oneshot::Sender<Answer>, oneshot::Receiver<Answer>) {

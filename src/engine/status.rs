@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub activity: Option<Activity>,
     /// What it was that was last seen at work.
     pub last_kind: Option<Kind>,
+    /// Whether the compute has served since the process started, whatever it does now.
+    pub started: bool,
 }
 
 /// How long the parts of a promotion took.
@@ -56,6 +58,7 @@ impl Snapshot {
             promotion: None,
             activity: None,
             last_kind: None,
+            started: false,
         }
     }
 
@@ -86,6 +89,7 @@ impl Snapshot {
             self.fault = fault;
         }
         self.status = machine.status();
+        self.started |= self.status == ComputeStatus::Running;
         self.spec = spec;
         self.server = current_server(machine);
         if self.server.is_none() {

@@ -20,9 +20,11 @@ use warp::reply::{Reply, Response};
 
 use super::Context;
 use super::body::{Received, Room};
+use super::openapi::{self, About};
 use super::query::query;
 use super::response::{self, Problem, View};
 use super::seat::Seat;
+use super::server::Side;
 
 /// Carries the number by which a request is found in the logs.
 const REQUEST_ID: &str = "x-request-id";
@@ -42,6 +44,8 @@ type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
 /// What all handlers of a server share.
 pub(super) struct Shared {
     pub(super) context: Context,
+    /// What the server says of itself.
+    pub(super) document: Bytes,
     bodies: Room,
 }
 
@@ -79,17 +83,23 @@ pub(super) struct Operation {
     /// Exactly this path; one that ends with `{*name}` stands for all below that directory.
     pub(super) path: &'static str,
     pub(super) access: Access,
+    /// What the description of the server says of it.
+    pub(super) about: About,
     work: Work,
 }
 
 impl Operation {
     /// Answers GET and HEAD.
-    pub(super) fn get(path: &'static str, access: Access, work: Work) -> Self {
-        Operation { method: Method::GET, path, access, work }
+    pub(super) fn get(path: &'static str, access: Access, about: About, work: Work) -> Self {
+        Operation { method: Method::GET, path, access, about, work }
     }
 
-    pub(super) fn post(path: &'static str, access: Access, work: Work) -> Self {
-        Operation { method: Method::POST, path, access, work }
+    pub(super) fn post(path: &'static str, access: Access, about: About, work: Work) -> Self {
+        Operation { method: Method::POST, path, access, about, work }
+    }
+
+    pub(super) fn delete(path: &'static str, access: Access, about: About, work: Work) -> Self {
+        Operation { method: Method::DELETE, path, access, about, work }
     }
 }
 
@@ -141,8 +151,9 @@ where
 }
 
 /// All that one server serves.
-pub(super) fn serve(context: Context, operations: Vec<Operation>) -> BoxedFilter<(Response,)> {
-    let shared = Arc::new(Shared { context, bodies: Room::new() });
+pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) -> BoxedFilter<(Response,)> {
+    let document = openapi::document(side, &context.auth, &operations).to_string().into();
+    let shared = Arc::new(Shared { context, document, bodies: Room::new() });
     let table = Arc::new(Table::new(operations));
     warp::method()
         .and(warp::path::full())

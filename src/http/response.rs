@@ -1,9 +1,12 @@
 //! The one place that knows status codes and bodies; those of requests to Postgres are in [`postgres`].
 
 use std::fmt::Display;
+use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use compute_states::{ComputeStatus, Lsn, Refusal, Reply as Reaction, TerminationResult};
+use futures_util::Stream;
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
 use jiff::tz::Offset;
@@ -14,6 +17,7 @@ use warp::reply::{Reply, Response};
 
 use super::auth::Denied;
 use super::dispatch::Missing;
+use super::routes::CommunicatorError;
 use super::{Identity, SpecIntake};
 use crate::activity::Kind;
 use crate::engine::{Promoted, Rejected, Snapshot, WorkError, queue::Answer};
@@ -21,6 +25,7 @@ use crate::limits;
 use crate::postgres::settings::{Report, Reported};
 use crate::storage::{Phase, Progress};
 use crate::telemetry::StartupFigures;
+use crate::telemetry::chain;
 
 pub(super) mod live;
 pub(super) mod page;
@@ -118,6 +123,21 @@ impl Problem {
     /// 503: worth another try in a moment.
     pub(super) fn busy() -> Self {
         Problem { retry: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, Rejected::Busy.to_string()) }
+    }
+
+    /// 503: not now, as a probe sees it.
+    pub(super) fn unavailable(text: impl Into<String>) -> Self {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+
+    /// 501: the original has this, and this program does not.
+    pub(super) fn not_built(what: &str) -> Self {
+        Problem::new(StatusCode::NOT_IMPLEMENTED, format!("not implemented: {what}"))
+    }
+
+    /// 412: as in the original when it is built without them.
+    pub(super) fn no_failpoints() -> Self {
+        Problem::new(StatusCode::PRECONDITION_FAILED, "this program is built without failpoints")
     }
 
     /// 500: a bug of ours; what it was is in the log.
@@ -397,6 +417,33 @@ pub(super) fn metrics(text: Result<String, impl Display>) -> Result<Response, Pr
     }
 }
 
+/// What a probe hears when all is well.
+pub(super) fn probed() -> Response {
+    json(StatusCode::OK, &"ok")
+}
+
+/// A JSON document that was written before.
+pub(super) fn document(text: Bytes) -> Response {
+    warp::reply::with_header(text.to_vec(), CONTENT_TYPE, "application/json").into_response()
+}
+
+/// The communicator's answer: its status, its type and its body.
+pub(super) fn forwarded<S>(
+    answer: Result<warp::http::Response<S>, CommunicatorError>,
+) -> Result<Response, Problem>
+where
+    S: Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
+{
+    let answer = answer.map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)))?;
+    let (head, body) = answer.into_parts();
+    let mut response = warp::reply::stream(body).into_response();
+    *response.status_mut() = head.status;
+    if let Some(content_type) = head.headers.get(CONTENT_TYPE) {
+        response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
+    }
+    Ok(response)
+}
+
 /// A request that finds no operation: 405 if the path exists, otherwise 404. Neither has a body.
 pub(super) fn not_routed(missing: Missing) -> Response {
     match missing {
@@ -518,6 +565,7 @@ mod tests {
             promotion: None,
             activity: None,
             last_kind: None,
+            started: false,
         };
         let reply = Reaction::Refused { refusal: Refusal::PostmasterUnconfirmed, status: machine };
         let (progress, settings) = (Progress::default(), Reported::default());

@@ -1,6 +1,7 @@
 //! What each server serves, and how.
 //!
-//! Adding a route: a line in one of the tables here, the work in a file below `routes/`.
+//! Adding a route: a line in one of the tables here, the work in a file below `routes/`, what is written of it in
+//! [`openapi`].
 
 use std::sync::Arc;
 
@@ -13,13 +14,22 @@ use warp::reply::Response;
 use super::Context;
 use super::body::Received;
 use super::dispatch::{self, Access, Handled, Operation, Request, Shared, asked, json, json_or};
+use super::openapi;
+use super::openapi::external as about;
+use super::openapi::internal as inside;
 use super::query;
 use super::response::{self, Problem};
+use super::server::Side;
 use crate::limits;
 use crate::spec::document::{ConfigurationRequest, PromotionRequest};
 
+mod absent;
+mod communicator;
 mod live;
 mod postgres;
+mod probes;
+
+pub(super) use communicator::CommunicatorError;
 
 /// The routes of the external server, which the control plane uses.
 pub fn external(context: Context) -> BoxedFilter<(Response,)> {
@@ -27,27 +37,48 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     const SPEC: usize = limits::HTTP_CONFIGURE_BYTES;
     let open = context.auth.is_open();
     let mut operations = vec![
-        Operation::get("/status", Token, asked(status)),
-        Operation::get("/metrics", Anyone, asked(metrics)),
-        Operation::get("/metrics.json", Token, asked(startup)),
-        Operation::post("/configure", Token, json(SPEC, configure)),
+        Operation::get("/status", Token, about::status(), asked(status)),
+        Operation::get("/metrics", Anyone, about::metrics(), asked(metrics)),
+        Operation::post("/configure", Token, about::configure(), json(SPEC, configure)),
         // Faults of the body are bare text here, as in the original.
-        Operation::post("/promote", Token, json_or(SPEC, Problem::plainly, promote)),
-        Operation::post("/plan", Token, json(SPEC, postgres::plan)),
-        Operation::post("/terminate", Token, asked(terminate)),
-        Operation::get("/dbs_and_roles", Token, asked(postgres::list)),
-        Operation::get("/database_schema", Token, asked(postgres::dump_schema)),
-        Operation::post("/check_writability", Token, asked(postgres::check_writability)),
-        Operation::get("/insights", Token, asked(postgres::insights)),
-        Operation::get("/history", Token, asked(live::history)),
-        Operation::get("/events", Token, asked(live::events)),
-        Operation::get("/fsm", Token, asked(live::graph)),
-        Operation::post("/refresh_configuration", Token, asked(refresh_by_hand)),
-        Operation::get("/ui", Anyone, asked(live::page)),
+        Operation::post("/promote", Token, about::promote(), json_or(SPEC, Problem::plainly, promote)),
+        Operation::post("/plan", Token, about::plan(), json(SPEC, postgres::plan)),
+        Operation::post("/terminate", Token, about::terminate(), asked(terminate)),
+        Operation::get("/dbs_and_roles", Token, about::list(), asked(postgres::list)),
+        Operation::get("/database_schema", Token, about::dump_schema(), asked(postgres::dump_schema)),
+        Operation::post(
+            "/check_writability",
+            Token,
+            about::check_writability(),
+            asked(postgres::check_writability),
+        ),
+        Operation::get("/insights", Token, about::insights(), asked(postgres::insights)),
+        Operation::get(
+            "/hadron_liveness_probe",
+            Token,
+            about::hadron_liveness(),
+            asked(probes::hadron_liveness),
+        ),
+        Operation::get("/autoscaling_metrics", Anyone, about::communicator(), asked(communicator::metrics)),
+        Operation::get("/lfc/prewarm", Token, about::prewarm_state(), asked(absent::prewarm)),
+        Operation::post("/lfc/prewarm", Token, about::prewarm(), asked(absent::prewarm)),
+        Operation::delete("/lfc/prewarm", Token, about::cancel_prewarm(), asked(absent::prewarm)),
+        Operation::get("/lfc/offload", Token, about::offload_state(), asked(absent::offload)),
+        Operation::post("/lfc/offload", Token, about::offload(), asked(absent::offload)),
+        Operation::get("/livez", Anyone, about::live(), asked(probes::live)),
+        Operation::get("/readyz", Anyone, about::ready(), asked(probes::ready)),
+        Operation::get("/startupz", Anyone, about::started(), asked(probes::started)),
+        Operation::get("/openapi.json", Anyone, openapi::openapi(), asked(openapi::serve)),
+        Operation::get("/metrics.json", Token, about::startup(), asked(startup)),
+        Operation::get("/history", Token, about::history(), asked(live::history)),
+        Operation::get("/events", Token, about::events(), asked(live::events)),
+        Operation::get("/fsm", Token, about::graph(), asked(live::graph)),
+        Operation::post("/refresh_configuration", Token, about::refresh(), asked(refresh_by_hand)),
+        Operation::get("/ui", Anyone, about::page(), asked(live::page)),
     ];
     // Where nobody needs a token, the page is also what a person finds who opens the server's address.
-    operations.extend(open.then(|| Operation::get("/", Anyone, asked(live::page))));
-    dispatch::serve(context, operations)
+    operations.extend(open.then(|| Operation::get("/", Anyone, about::page(), asked(live::page))));
+    dispatch::serve(Side::External, context, operations)
 }
 
 /// The routes of the internal server, which Postgres uses.
@@ -55,11 +86,28 @@ pub fn internal(context: Context) -> BoxedFilter<(Response,)> {
     use Access::Anyone;
     const NAMES: usize = limits::HTTP_BODY_BYTES;
     dispatch::serve(
+        Side::Internal,
         context,
         vec![
-            Operation::post("/refresh_configuration", Anyone, asked(refresh)),
-            Operation::post("/grants", Anyone, json(NAMES, postgres::grant)),
-            Operation::post("/extensions", Anyone, json(NAMES, postgres::install_extension)),
+            Operation::post("/refresh_configuration", Anyone, inside::refresh(), asked(refresh)),
+            Operation::post("/grants", Anyone, inside::grant(), json(NAMES, postgres::grant)),
+            Operation::post(
+                "/extensions",
+                Anyone,
+                inside::install_extension(),
+                json(NAMES, postgres::install_extension),
+            ),
+            Operation::post(
+                "/extension_server/{*filename}",
+                Anyone,
+                inside::remote_extension(),
+                asked(absent::remote_extension),
+            ),
+            Operation::post("/failpoints", Anyone, inside::failpoints(), json(NAMES, absent::failpoints)),
+            Operation::get("/livez", Anyone, about::live(), asked(probes::live)),
+            Operation::get("/readyz", Anyone, about::ready(), asked(probes::ready)),
+            Operation::get("/startupz", Anyone, about::started(), asked(probes::started)),
+            Operation::get("/openapi.json", Anyone, openapi::openapi(), asked(openapi::serve)),
         ],
     )
 }

@@ -9,6 +9,7 @@ mod extensions;
 mod figures;
 mod logging;
 mod plan;
+mod probes;
 mod refusals;
 mod requests;
 mod settings;

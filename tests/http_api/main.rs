@@ -8,7 +8,10 @@ mod support;
 mod if_idle;
 mod lifecycle;
 mod live;
+mod neighbours;
+mod openapi;
 mod postgres;
+mod probes;
 mod promotion;
 mod requests;
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -275,6 +276,7 @@ impl Node {
             postgres,
             auth,
             settings: Reported::default(),
+            pgdata: Path::new("/nonexistent").into(),
         };
         let spec = BindSpec {
             external: ExternalAddress::Only([127, 0, 0, 1].into()),

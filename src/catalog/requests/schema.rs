@@ -151,7 +151,11 @@ async fn exists(settings: ConnectionSettings) -> bool {
 
 /// Where and as whom, so that nothing of it is seen in the list of processes. What is in our own environment for
 /// programs like this one was not meant for it.
-fn set_environment(command: &mut Command, config: &Config, database: &str) -> Result<(), DumpError> {
+pub(super) fn set_environment(
+    command: &mut Command,
+    config: &Config,
+    database: &str,
+) -> Result<(), DumpError> {
     for (name, _) in std::env::vars_os() {
         if name.as_bytes().starts_with(b"PG") {
             command.env_remove(name);

@@ -6,9 +6,9 @@ use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::{Reply, Response};
 
-use super::{Problem, json};
+use super::{Problem, json, probed};
 use crate::catalog::requests::{
-    DumpError, ExtensionInstallRequest, Listing, PlanRequestError, RequestError, SchemaDump,
+    DumpError, ExtensionInstallRequest, Listing, PlanRequestError, ReadinessError, RequestError, SchemaDump,
     SetRoleGrantsRequest, with_causes,
 };
 use crate::catalog::{ApplyError, PlanDocument};
@@ -34,6 +34,17 @@ pub(in crate::http) fn insights(insights: Result<String, RequestError>) -> Resul
 pub(in crate::http) fn writable(written: Result<(), RequestError>) -> Result<Response, Problem> {
     written.map_err(|error| failed("", &error))?;
     Ok(json(StatusCode::OK, &true))
+}
+
+/// The answer of `GET /hadron_liveness_probe`. Why a server is not ready is for the log.
+pub(in crate::http) fn is_ready(ready: Result<(), ReadinessError>) -> Result<Response, Problem> {
+    match ready {
+        Ok(()) => Ok(probed()),
+        Err(error) => {
+            let logged = Some(with_causes(&error));
+            Err(Problem { logged, ..Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()) })
+        }
+    }
 }
 
 /// The answer of `POST /grants`.
