@@ -226,7 +226,7 @@ function border(from, towards, { w, h }, room) {
 
 // A curve from box to box, bent as far as it must be to keep clear of the others.
 function curve(from, to, picture) {
-  const { at, box, width } = picture;
+  const { at, box, width, height } = picture;
   const [a, b] = [at.get(from), at.get(to)];
   const length = Math.hypot(b.x - a.x, b.y - a.y) || 1;
   const normal = { x: -(b.y - a.y) / length, y: (b.x - a.x) / length };
@@ -238,7 +238,7 @@ function curve(from, to, picture) {
     for (let t = 0.05; t < 1; t += 0.05) {
       const x = (1 - t) ** 2 * p.x + 2 * t * (1 - t) * middle.x + t * t * q.x;
       const y = (1 - t) ** 2 * p.y + 2 * t * (1 - t) * middle.y + t * t * q.y;
-      if (x < 3 || x > width - 3 || y < 3) cost += 60;
+      if (x < 3 || x > width - 3 || y < 3 || y > height - 3) cost += 60;
       for (const [status, other] of at) {
         if (status === from || status === to) continue;
         if (Math.abs(x - other.x) < box.w / 2 + 5 && Math.abs(y - other.y) < box.h / 2 + 5) cost += 60;
@@ -306,8 +306,12 @@ function drawGraph() {
   const bottom = Math.max(...inside.map(({ y }) => y)) + box.h / 2 + 12;
   const frame = drawn('g', {}, [
     drawn('rect', { class: 'frame', x: 2, y: 2, width: width - 4, height: bottom - 2, rx: 12 }),
-    drawn('text', { class: 'frame-label', x: 12, y: bottom - 7 }, 'from any of these'),
   ]);
+  const ends = common.map((to) => at.get(to).x);
+  if (ends.length) {
+    const x = (Math.min(...ends) + Math.max(...ends)) / 2;
+    frame.append(drawn('text', { class: 'frame-label', x, y: bottom + 16 }, 'from any of these'));
+  }
   for (const to of common) {
     const { x, y } = at.get(to);
     const taken = newest && newest.to === to && live.includes(newest.from);
@@ -364,11 +368,11 @@ function choose(status) {
 function showWays(about) {
   const ways = new Map();
   for (const { from, to, label } of seen.graph.transitions) {
-    if (from === about) ways.set(`${to} ${label}`, [to, label]);
+    if (from === about) ways.set(to, (ways.get(to) ?? new Set()).add(label));
   }
   byId('ways-title').textContent = about === seen.status ? 'What can happen next' : `What can happen in “${words(about)}”`;
-  byId('ways-list').replaceChildren(...[...ways.values()].map(([to, label]) =>
-    element('li', [`${label} → `, element('b', words(to))])));
+  byId('ways-list').replaceChildren(...[...ways].map(([to, labels]) =>
+    element('li', [element('b', `→ ${words(to)}`), [...labels].join('; ')])));
 }
 
 // ---- history, start, activity ------------------------------------------------------------------------------
