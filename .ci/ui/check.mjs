@@ -163,6 +163,32 @@ try {
   }
   assert.deepEqual(complaints, []);
 
+  // Where a token is needed, the page asks for it, keeps it in the tab and sends it with everything. The server of this
+  // test needs none, so what stands between them refuses whoever has none.
+  const guarded = await context.newPage();
+  const shown = [];
+  await guarded.route((url) => url.pathname !== '/ui', async (route) => {
+    shown.push(route.request().url());
+    const given = await route.request().headerValue('authorization');
+    if (given === 'Bearer right') return route.continue();
+    const error = given ? 'failed to verify authorization token' : 'invalid authorization token';
+    return route.fulfill({ status: given ? 401 : 400, contentType: 'application/json', body: JSON.stringify({ error }) });
+  });
+  await guarded.goto(`${address}/ui`);
+  await guarded.locator('#gate').waitFor();
+  assert.equal(await guarded.evaluate(() => document.activeElement.id), 'token');
+  await guarded.keyboard.type('wrong');
+  await guarded.keyboard.press('Enter');
+  await guarded.locator('#gate-error:not(:empty)').waitFor();
+  await guarded.keyboard.type('right');
+  await guarded.keyboard.press('Enter');
+  await guarded.locator('#link[data-link=live]').waitFor();
+  assert.ok(await guarded.locator('#gate').isHidden());
+  await guarded.reload();
+  await guarded.locator('#link[data-link=live]').waitFor();
+  assert.ok(shown.length > 5 && shown.every((url) => !/right|wrong/.test(url)), 'the token is in an address');
+  await guarded.close();
+
   // A refusal of the server is told in its words.
   await page.locator('#spec').fill('{"format_version": 1.0}');
   await page.locator('#configure').click();

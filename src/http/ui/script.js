@@ -12,7 +12,7 @@ const OVER = new Set(['terminated']);
 const ENDING = new Set(['termination_pending_fast', 'termination_pending_immediate', 'terminated']);
 const SHOWN = 256;
 
-const seen = { graph: null, status: null, since: 0, last: null, began: null, newest: null, chosen: null, transitions: [], dropped: 0 };
+const seen = { graph: null, status: null, since: 0, last: null, began: null, newest: null, chosen: null, transitions: [], dropped: 0, ended: false };
 let token = sessionStorage.getItem(KEPT);
 
 // ---- small things ----------------------------------------------------------------------------------------
@@ -127,10 +127,11 @@ async function live() {
     link('connection lost, trying again');
     await pause(Math.min(500 * 2 ** tries, 8000));
   }
+  seen.ended = true;
   link('ended');
   byId('now-since').textContent = '';
   for (const id of ['configure', 'refresh', 'terminate']) byId(id).disabled = true;
-  trouble(`The compute has ended. Its last status was: ${words(seen.status)}.`);
+  trouble(`The compute has ended. Its last status was: ${words(seen.status)}.`, tone(seen.status));
 }
 
 function link(text) {
@@ -138,8 +139,9 @@ function link(text) {
   byId('link').dataset.link = text;
 }
 
-function trouble(text) {
+function trouble(text, kind = 'bad') {
   byId('trouble').hidden = !text;
+  byId('trouble').dataset.tone = kind;
   byId('trouble').textContent = text ?? '';
 }
 
@@ -195,7 +197,7 @@ const WIDE = {
 };
 const NARROW = {
   empty: [0, 0], configuration_pending: [1, 0], init: [0, 1], configuration: [1, 1], running: [0.5, 2],
-  failed: [0, 3], refresh_configuration: [1, 3], refresh_configuration_pending: [0.5, 4],
+  failed: [0, 3], refresh_configuration_pending: [1, 3], refresh_configuration: [1, 4],
   termination_pending_fast: [0, 5.2], termination_pending_immediate: [1, 5.2], terminated: [0.5, 6.2],
 };
 
@@ -370,6 +372,7 @@ function showWays(about) {
   for (const { from, to, label } of seen.graph.transitions) {
     if (from === about) ways.set(to, (ways.get(to) ?? new Set()).add(label));
   }
+  byId('ways').hidden = ways.size === 0;
   byId('ways-title').textContent = about === seen.status ? 'What can happen next' : `What can happen in “${words(about)}”`;
   byId('ways-list').replaceChildren(...[...ways].map(([to, labels]) =>
     element('li', [element('b', `→ ${words(to)}`), [...labels].join('; ')])));
@@ -445,8 +448,10 @@ function showStatus(status) {
   ];
   byId('activity').replaceChildren(...rows.filter(([, value]) => value).flatMap(([name, value]) =>
     [element('dt', name), element('dd', value)]));
+  // An answer may come after what has happened since; the end has the last word.
+  if (seen.ended) return;
   if (status.status === 'failed' || status.error) trouble(status.error ?? 'The compute has failed.');
-  else if (!OVER.has(status.status)) trouble(null);
+  else trouble(null);
 }
 
 let looking = false;
@@ -469,12 +474,12 @@ function outcome(text, kind = '') {
   byId('outcome').dataset.tone = kind;
 }
 
-async function act(name, button, path, options) {
+async function act(name, well, button, path, options) {
   button.disabled = true;
   outcome(`${name} …`);
   try {
     const answer = await ask(path, { method: 'POST', ...options });
-    if (answer.ok) outcome(`${name}: done.`, 'good');
+    if (answer.ok) outcome(`${name}: ${well}.`, 'good');
     else outcome(`${name}: ${answer.status}, ${await reason(answer)}`, 'bad');
   } catch (error) {
     if (error instanceof NoToken) askForToken();
@@ -497,10 +502,10 @@ byId('configure-form').addEventListener('submit', (event) => {
   }
   if (!('spec' in body)) body = { spec: body };
   body.compute_ctl_config ??= { jwks: { keys: [] } };
-  act('Configure', byId('configure'), '/configure', { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
+  act('Configure', 'applied', byId('configure'), '/configure', { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
 });
 
-byId('refresh').addEventListener('click', () => act('Refresh', byId('refresh'), '/refresh_configuration'));
+byId('refresh').addEventListener('click', () => act('Refresh', 'accepted', byId('refresh'), '/refresh_configuration'));
 
 const dialog = byId('terminate-dialog');
 byId('terminate').addEventListener('click', () => dialog.showModal());
@@ -509,7 +514,7 @@ byId('terminate-confirm').addEventListener('click', () => {
   const mode = dialog.querySelector('input[name=mode]:checked').value;
   const idle = byId('if-idle').checked ? '&if_idle=true' : '';
   dialog.close();
-  act('Terminate', byId('terminate'), `/terminate?mode=${mode}${idle}`);
+  act('Terminate', 'done', byId('terminate'), `/terminate?mode=${mode}${idle}`);
 });
 
 // ---- begin -------------------------------------------------------------------------------------------------
