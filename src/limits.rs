@@ -600,6 +600,10 @@ pub const HTTP_RETRY_AFTER: u64 = 1;
 /// are served. A watcher costs some ten KiB, nearly all of it for its connection, and a file descriptor.
 pub const HTTP_WATCHERS: usize = 2048;
 
+/// Files this program may have open, if it may raise the limit so far: all connections of both servers, and as many
+/// again for everything else. Often the limit is 1024.
+pub const OPEN_FILES: u64 = 2 * (2 * HTTP_CONNECTIONS + HTTP_WATCHERS) as u64;
+
 /// Silence after which a watcher is sent a comment: less than the minute after which proxies commonly give up on a
 /// silent answer. It also is what finds out that a peer has vanished.
 pub const EVENTS_HEARTBEAT: Duration = Duration::from_secs(15);

@@ -129,29 +129,29 @@ impl History {
 }
 
 /// What the loop knows of a transition.
-pub(super) struct Change {
-    pub to: ComputeStatus,
-    pub cause: Option<Cause>,
-    pub epoch: Option<Epoch>,
-    pub error: Option<Arc<str>>,
+pub(crate) struct Change {
+    pub(crate) to: ComputeStatus,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) error: Option<Arc<str>>,
 }
 
 /// The history, as the loop writes it.
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     published: watch::Sender<Arc<History>>,
 }
 
 impl Recorder {
-    pub(super) fn new(status: ComputeStatus) -> Self {
+    pub(crate) fn new(status: ComputeStatus) -> Self {
         Recorder { published: watch::channel(Arc::new(History::new(status))).0 }
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<Arc<History>> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<History>> {
         self.published.subscribe()
     }
 
     /// Copies the ring, which is some hundred references, so that readers of the old one need not be waited for.
-    pub(super) fn push(&self, change: Change) {
+    pub(crate) fn push(&self, change: Change) {
         let Change { to, cause, epoch, error } = change;
         let mut next = History::clone(&self.published.borrow());
         let (from, lasted) = (next.status, next.entered.elapsed());

@@ -181,6 +181,7 @@ mod tests {
     use jsonwebtoken::{EncodingKey, Header, encode};
     use serde_json::{Value, json};
     use warp::http::HeaderValue;
+    use warp::http::header::{HOST, ORIGIN};
 
     use super::*;
 
@@ -343,5 +344,8 @@ mod tests {
         assert_eq!(auth.check(&headers), Ok(()));
         headers.insert(warp::http::header::ORIGIN, HeaderValue::from_static("https://example.com"));
         assert_eq!(auth.check(&headers), Err(Denied::WebPage));
+        headers.remove(ORIGIN);
+        headers.insert(HOST, HeaderValue::from_static("example.com"));
+        assert_eq!(auth.check(&headers), Err(Denied::OtherHost));
     }
 }

@@ -67,6 +67,7 @@ impl Banner {
                 String::new(),
                 format!("  psql postgresql://{NAME}@127.0.0.1:{postgres_port}/{NAME}"),
                 String::new(),
+                format!("Page     {http}/"),
                 format!("Status   curl {http}/status"),
                 format!("Metrics  curl {http}/metrics"),
                 format!("Stop     Ctrl-C, or: curl -X POST '{http}/terminate?mode=immediate'"),

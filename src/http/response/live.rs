@@ -253,3 +253,57 @@ fn uncached(mut response: Response) -> Response {
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::history::{Change, Recorder};
+
+    fn push(recorder: &Recorder, transitions: usize) {
+        for number in 0..transitions {
+            let to = [ComputeStatus::Init, ComputeStatus::Failed][number % 2];
+            recorder.push(Change { to, cause: None, epoch: None, error: None });
+        }
+    }
+
+    fn watcher(recorder: &Recorder) -> Watcher {
+        Watcher { histories: recorder.watch(), seen: None, after: None }
+    }
+
+    async fn next(watcher: &mut Watcher) -> String {
+        let piece = watcher.next().await.expect("the stream goes on");
+        String::from_utf8(piece.to_vec()).expect("it is text")
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_read_finds_a_gap_and_then_what_is_kept() {
+        let recorder = Recorder::new(ComputeStatus::Empty);
+        push(&recorder, 1);
+        let mut watcher = watcher(&recorder);
+        assert!(next(&mut watcher).await.starts_with("id: 1\nevent: state\n"));
+        push(&recorder, 1);
+        assert!(next(&mut watcher).await.starts_with("id: 2\nevent: transition\n"));
+        push(&recorder, limits::HISTORY + 7);
+        let gap = next(&mut watcher).await;
+        assert_eq!(gap, "id: 9\nevent: gap\ndata: {\"lost\":7,\"after\":9}\n\n");
+        for id in 10..10 + limits::HISTORY {
+            assert!(next(&mut watcher).await.starts_with(&format!("id: {id}\nevent: transition\n")));
+        }
+        drop(recorder);
+        assert_eq!(watcher.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn all_watchers_are_sent_the_same_bytes() {
+        let recorder = Recorder::new(ComputeStatus::Empty);
+        let mut watchers = [watcher(&recorder), watcher(&recorder)];
+        for watcher in &mut watchers {
+            next(watcher).await;
+        }
+        push(&recorder, 1);
+        let [one, other] = &mut watchers;
+        let (one, other) = (one.next().await, other.next().await);
+        let place = |piece: &Option<Bytes>| piece.as_ref().map(|piece| piece.as_ptr());
+        assert!(one.is_some() && place(&one) == place(&other));
+    }
+}
