@@ -83,6 +83,7 @@ fn run_logged(options: RunOptions) -> ExitCode {
 
 fn prepare_and_run(options: RunOptions) -> Result<ExitCode, StartError> {
     raise_core_limit();
+    raise_file_limit();
     process::become_subreaper().map_err(StartError::Subreaper)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(limits::WORKERS)
@@ -102,6 +103,18 @@ fn raise_core_limit() {
         getrlimit(Resource::RLIMIT_CORE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_CORE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of core files could not be raised");
+    }
+}
+
+/// Each HTTP client needs a file. Only as far as the hard limit allows, and as needed.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match limits::FILES.min(hard) {
+        wanted if soft < wanted => setrlimit(Resource::RLIMIT_NOFILE, wanted, hard),
+        _ => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
     }
 }
 

@@ -321,6 +321,12 @@ impl Seen {
     }
 }
 
+/// The answer to a request that is one too many, in place of all routes.
+pub(super) fn busy(headers: &HeaderMap) -> Response {
+    let id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    stamp(Problem::busy().into_response(), &id.map_or_else(new_request_id, str::to_owned))
+}
+
 fn new_request_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
