@@ -19,7 +19,7 @@ use warp::reject::Rejection;
 use warp::reply::{Reply, Response};
 
 use super::Context;
-use super::body::{Received, Room};
+use super::body::{Received, Room, Unread};
 use super::query::{self, query};
 use super::response::{self, Problem, View, WrongMethod};
 use crate::limits;
@@ -70,7 +70,7 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     finish([
         guarded("/status", READ, &shared).map(|guarded: Guarded| status(guarded?)).boxed(),
         route("/metrics", READ, &shared).map(metrics).boxed(),
-        json("/configure", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, configure),
+        spec("/configure", &shared, |problem| problem, configure),
         promote(&shared),
         json("/plan", Access::Token, limits::HTTP_CONFIGURE_BYTES, &shared, postgres::plan),
         guarded("/terminate", WORK, &shared).and(query()).then(terminate).boxed(),
@@ -108,47 +108,34 @@ fn metrics(shared: Arc<Shared>) -> Handled {
 }
 
 async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>) -> Handled {
-    detached(async move {
-        let specs = shared.context.specs.clone();
-        // The checks of a large spec take as long as reading it.
-        let accepted = tokio::task::spawn_blocking(move || {
-            let Received { value, room: _room } = request;
-            specs.accept(value.spec).map_err(Problem::bad_spec)
-        });
-        let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
-        let answer = shared.context.engine.configure(accepted.outline).await;
-        drop(accepted.held);
-        response::answered(answer, shared.view())
-    })
-    .await
+    let specs = shared.context.specs.clone();
+    // The checks of a large spec take as long as reading it.
+    let accepted = tokio::task::spawn_blocking(move || {
+        let Received { value, room: _room } = request;
+        specs.accept(value.spec).map_err(Problem::bad_spec)
+    });
+    let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
+    let answer = shared.context.engine.configure(accepted.outline).await;
+    drop(accepted.held);
+    response::answered(answer, shared.view())
 }
 
 /// Faults of the body are bare text here, as in the original.
 fn promote(shared: &Arc<Shared>) -> BoxedFilter<(Handled,)> {
-    json_or(
-        "/promote",
-        Access::Token,
-        limits::HTTP_CONFIGURE_BYTES,
-        shared,
-        Problem::plainly,
-        begin_promotion,
-    )
+    spec("/promote", shared, Problem::plainly, begin_promotion)
 }
 
 async fn begin_promotion(shared: Arc<Shared>, request: Received<PromotionRequest>) -> Handled {
-    detached(async move {
-        let specs = shared.context.specs.clone();
-        let accepted = tokio::task::spawn_blocking(move || {
-            let Received { value, room: _room } = request;
-            let accepted = specs.accept(value.spec).map_err(Problem::bad_spec)?;
-            Ok((accepted, value.wal_flush_lsn))
-        });
-        let (accepted, lsn) = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
-        let answer = shared.context.engine.promote(accepted.outline, lsn).await;
-        drop(accepted.held);
-        response::answered(answer, shared.view())
-    })
-    .await
+    let specs = shared.context.specs.clone();
+    let accepted = tokio::task::spawn_blocking(move || {
+        let Received { value, room: _room } = request;
+        let accepted = specs.accept(value.spec).map_err(Problem::bad_spec)?;
+        Ok((accepted, value.wal_flush_lsn))
+    });
+    let (accepted, lsn) = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
+    let answer = shared.context.engine.promote(accepted.outline, lsn).await;
+    drop(accepted.held);
+    response::answered(answer, shared.view())
 }
 
 async fn terminate(shared: Guarded, query: Option<String>) -> Handled {
@@ -220,7 +207,7 @@ fn guarded(
 }
 
 /// A POST with a JSON body of at most `limit` bytes, which is read once it is known that the client may send it.
-/// The work is dropped when the client goes away; what must go on then is [`detached`].
+/// The work is dropped when the client goes away.
 fn json<T, W, F>(
     path: &'static str,
     access: Access,
@@ -233,14 +220,21 @@ where
     W: Fn(Arc<Shared>, Received<T>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Handled> + Send + 'static,
 {
-    json_or(path, access, limit, shared, |problem| problem, work)
+    received(path, access, limit, shared)
+        .then(move |received: Result<(Arc<Shared>, Unread), Problem>| {
+            let work = work.clone();
+            async move {
+                let (shared, body) = received?;
+                work(shared, body.read().await?).await
+            }
+        })
+        .boxed()
 }
 
-/// As [`json`], with another form of what is wrong with the body.
-fn json_or<T, W, F>(
+/// A POST with a spec, for clients with a token. Once it has arrived the work goes on, whether the client waits for
+/// the answer or not. Problems of the body have the form of the route.
+fn spec<T, W, F>(
     path: &'static str,
-    access: Access,
-    limit: usize,
     shared: &Arc<Shared>,
     form: fn(Problem) -> Problem,
     work: W,
@@ -250,18 +244,31 @@ where
     W: Fn(Arc<Shared>, Received<T>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Handled> + Send + 'static,
 {
-    route(path, WORK, shared)
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(move |shared: Arc<Shared>, headers: HeaderMap, body| {
+    received(path, Access::Token, limits::HTTP_CONFIGURE_BYTES, shared)
+        .then(move |received: Result<(Arc<Shared>, Unread), Problem>| {
             let work = work.clone();
             async move {
-                access.check(&shared, &headers)?;
-                let received = shared.bodies.receive(&headers, body, limit).await.map_err(form)?;
-                work(shared, received).await
+                let (shared, body) = received.map_err(form)?;
+                detached(async move { work(shared, body.read().await.map_err(form)?).await }).await
             }
         })
         .boxed()
+}
+
+/// A POST with a body, which is taken in once it is known that the client may send it.
+fn received(
+    path: &'static str,
+    access: Access,
+    limit: usize,
+    shared: &Arc<Shared>,
+) -> impl Filter<Extract = (Result<(Arc<Shared>, Unread), Problem>,), Error = Rejection> + Clone + use<> {
+    route(path, WORK, shared).and(warp::header::headers_cloned()).and(warp::body::stream()).then(
+        move |shared: Arc<Shared>, headers: HeaderMap, body| async move {
+            access.check(&shared, &headers)?;
+            let body = shared.bodies.receive(&headers, body, limit).await?;
+            Ok((shared, body))
+        },
+    )
 }
 
 /// Around all routes: the request id, the answers of requests no route took, and the log.

@@ -96,7 +96,7 @@ fn requests_that_are_taken_back_at_once_cost_little() {
 fn clients_that_take_nothing_share_what_there_is_for_them() {
     let place = Place::new();
     let siege = Siege::lay(&place);
-    let connections = 200;
+    let connections = 40;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let _held = runtime.block_on(async {
         let mut held = Vec::new();

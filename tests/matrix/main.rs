@@ -62,7 +62,7 @@ fn section(state: &State) -> String {
     let mut lines = Vec::new();
     let mut left: &[Route] = &ROUTES;
     while !left.is_empty() {
-        let place = Place::new();
+        let place = (state.place)();
         let (node, hold) = (state.hold)(&place);
         let mut hold = Some(hold);
         let mut spent = false;

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fs;
+use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -14,6 +15,8 @@ pub(crate) struct State {
     pub(crate) title: &'static str,
     /// In words for the reader.
     pub(crate) how: &'static str,
+    /// Where a node can be held in it.
+    pub(crate) place: fn() -> Place,
     pub(crate) hold: for<'a> fn(&'a Place) -> (Node<'a>, Hold),
 }
 
@@ -21,42 +24,63 @@ pub(crate) struct State {
 pub(crate) type Hold = Box<dyn Any + Send>;
 
 pub(crate) const STATES: [State; 12] = [
-    State { title: "empty", how: "There is no spec yet.", hold: empty },
-    State { title: "init, preparing", how: "`initdb` does not end.", hold: initdb },
-    State { title: "init, starting", how: "Postgres does not come up.", hold: starting },
-    State { title: "running", how: "Postgres serves.", hold: running },
+    State { title: "empty", how: "There is no spec yet.", place: Place::new, hold: empty },
+    State {
+        title: "init, preparing",
+        how: "`initdb` does not end.",
+        place: Place::without_template,
+        hold: initdb,
+    },
+    State { title: "init, starting", how: "Postgres does not come up.", place: Place::new, hold: starting },
+    State { title: "running", how: "Postgres serves.", place: Place::new, hold: running },
     State {
         title: "configuration",
         how: "A role is to be made, and a lock keeps it waiting.",
+        place: Place::new,
         hold: configuration,
     },
     State {
         title: "refresh_configuration_pending",
         how: "The new configuration cannot be read.",
+        place: Place::new,
         hold: refresh_pending,
     },
     State {
         title: "refresh_configuration",
-        how: "A role is to be made, and a lock keeps it waiting.",
+        how: "What had failed is applied, and a lock keeps it waiting.",
+        place: Place::new,
         hold: refresh,
     },
     State {
         title: "failed, with Postgres",
         how: "A database was to belong to a role that does not exist.",
+        place: Place::new,
         hold: failed,
     },
-    State { title: "failed, without Postgres", how: "Postgres refused its settings.", hold: failed_start },
+    State {
+        title: "failed, without Postgres",
+        how: "Postgres refused its settings.",
+        place: Place::new,
+        hold: failed_start,
+    },
     State {
         title: "termination_pending_fast",
         how: "A frozen session keeps Postgres from ending.",
+        place: Place::new,
         hold: |place| terminating(place, "fast"),
     },
     State {
         title: "termination_pending_immediate",
         how: "A frozen session keeps Postgres from ending.",
+        place: Place::new,
         hold: |place| terminating(place, "immediate"),
     },
-    State { title: "terminated", how: "Postgres has ended, and the program lingers.", hold: terminated },
+    State {
+        title: "terminated",
+        how: "Postgres has ended, and the program lingers.",
+        place: Place::new,
+        hold: terminated,
+    },
 ];
 
 /// Keeps everybody from changing roles until the transaction ends.
@@ -85,15 +109,10 @@ fn stalled<'a>(place: &'a Place, program: &str) -> (Node<'a>, Hold) {
     }
     place.configure(&place.spec());
     let program = place.path().join("bin/postgres");
-    let node = place.start(&["--pgbin", program.to_str().unwrap(), "--cache-dir", own_cache(place).as_str()]);
+    let node = place.start(&["--pgbin", program.to_str().unwrap()]);
     node.wait("the stall", |_| place.processes().iter().any(|process| process.name == "sleep").then_some(()));
     node.wait_status("init");
     (node, nothing())
-}
-
-/// Without a template of `initdb`, which would be copied instead.
-fn own_cache(place: &Place) -> String {
-    place.path().join("own-cache").to_str().unwrap().to_owned()
 }
 
 fn initdb(place: &Place) -> (Node<'_>, Hold) {
@@ -132,21 +151,36 @@ fn configuration(place: &Place) -> (Node<'_>, Hold) {
     (node, Box::new(session))
 }
 
-fn refresh_pending(place: &Place) -> (Node<'_>, Hold) {
-    let (node, _) = running(place);
-    fs::write(place.config_file(), "{").unwrap();
-    assert_eq!(node.refresh(), 200);
-    node.wait_status("refresh_configuration_pending");
-    (node, nothing())
+/// A file that can be read again once this is dropped.
+struct Broken(PathBuf, Vec<u8>);
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        fs::write(&self.0, &self.1).expect("an own file");
+    }
 }
 
+fn refresh_pending(place: &Place) -> (Node<'_>, Hold) {
+    let (node, _) = running(place);
+    let file = place.config_file();
+    let broken = Broken(file.clone(), fs::read(&file).unwrap());
+    fs::write(&file, "{").unwrap();
+    assert_eq!(node.refresh(), 200);
+    node.wait_status("refresh_configuration_pending");
+    (node, Box::new(broken))
+}
+
+/// From a failure, as the specs speak of no other pageservers, and a refresh of a running compute needs those.
 fn refresh(place: &Place) -> (Node<'_>, Hold) {
     let (node, _) = running(place);
-    place.configure(&with_a_role(place));
-    let session = place.session(LOCK);
+    let mut spec = with_a_role(place);
+    spec["cluster"]["databases"] = json!([{ "name": "other", "owner": "somebody" }]);
+    assert_eq!(node.configure(&spec).0, 500);
+    place.sql("create role somebody");
+    let session = place.session(&format!("drop role if exists late; {LOCK}"));
     assert_eq!(node.refresh(), 200);
-    waits_for_the_lock(place, &node);
     node.wait_status("refresh_configuration");
+    waits_for_the_lock(place, &node);
     (node, Box::new(session))
 }
 
