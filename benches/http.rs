@@ -6,7 +6,7 @@
 //! `latency`, `frozen`). No figure is asserted but one: there may be no error.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -87,7 +87,8 @@ fn serve_the_floor() {
             tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("some port is free");
         println!("{}", listener.local_addr().expect("it is bound"));
         tokio::spawn(warp::serve(routes).incoming(listener).run());
-        let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
+        let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+        let _whatever_it_was = ended.await;
     });
 }
 

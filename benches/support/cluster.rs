@@ -1,5 +1,7 @@
 //! A cluster that each measurement gets a fresh copy of, and the two that serve it: Postgres alone, and supervised.
 
+#![allow(dead_code, reason = "each benchmark uses its own part")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -103,13 +105,11 @@ impl Cluster {
     }
 
     /// Where the program's external server listens.
-    #[allow(dead_code, reason = "each benchmark uses its own part")]
     pub(crate) fn http_port(&self) -> u16 {
         self.ports[1]
     }
 
     /// Where the copy is that was made last.
-    #[allow(dead_code, reason = "each benchmark uses its own part")]
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.root.path().join("data")
     }

@@ -15,6 +15,9 @@ pub(crate) struct Answer {
     body: String,
 }
 
+/// The fields of a status that are always there.
+const STATUS: [&str; 6] = ["start_time", "tenant", "timeline", "status", "last_active", "error"];
+
 impl Answer {
     /// Sends the request and reads the answer. Of a stream of events, which has no end, only the head is read.
     pub(crate) fn of(port: u16, request: &[u8], route: &Route) -> Self {
@@ -53,7 +56,10 @@ fn told(body: &str, code: u16, route: &Route) -> String {
             body.to_string()
         }
         Value::Object(fields) => {
-            let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+            let names = fields.keys().map(String::as_str);
+            // What a status tells beyond the original's six fields depends on what has been seen so far.
+            let is_status = fields.contains_key("start_time");
+            let names: Vec<&str> = names.filter(|name| !is_status || STATUS.contains(name)).collect();
             let status = fields.get("status").and_then(Value::as_str);
             let status = status.map(|status| format!(", status {status}")).unwrap_or_default();
             format!("{{{}}}{status}", names.join(", "))

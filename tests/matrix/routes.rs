@@ -108,7 +108,7 @@ pub(crate) const ROUTES: [Route; 38] = [
     inside("/extension_server/postgis", Body::Nothing),
     Route { external: false, ..reads("/grants") },
     works("/promote", Body::Promotion),
-    Route { moves: true, ..inside("/refresh_configuration", Body::Nothing) },
+    Route { moves: true, quotes_postgres: false, ..inside("/refresh_configuration", Body::Nothing) },
     works("/configure", Body::Config),
     works("/terminate", Body::Nothing),
     works("/terminate?mode=immediate", Body::Nothing),
