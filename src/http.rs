@@ -12,7 +12,6 @@
 //! | `openapi` | what the servers say of themselves |
 //! | `body`, `query` | what requests carry |
 //! | [`auth`], `site` | tokens; what stands in for them where none is needed |
-//! | `seat` | what a connection is counted as |
 //! | `response` | the one place that knows status codes and bodies |
 
 use std::path::Path;
@@ -35,7 +34,6 @@ mod openapi;
 mod query;
 mod response;
 mod routes;
-mod seat;
 pub mod server;
 mod site;
 

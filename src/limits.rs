@@ -545,20 +545,45 @@ pub const SETTING_SHOWN: usize = 400;
 
 // ---- http ---------------------------------------------------------------------------------------------
 
-/// Connections each of the two servers holds at once; more wait in the kernel's backlog. The known callers
-/// (control plane, scraper, autoscaler; on the internal side every Postgres backend that lost a pageserver, for
-/// a moment each) stay far below, and the two do not share the number, so neither can shut the other out.
-pub const HTTP_CONNECTIONS: usize = 256;
+/// Connections each of the two servers holds at once. One more takes the place of the one that has been idle for
+/// longest, so this is not for the known callers, who are few: it is for thousands who watch or poll. The two
+/// servers do not share the number, so neither can shut the other out.
+pub const HTTP_CONNECTIONS: usize = 4096;
+
+/// The same where there are few files, which each connection needs one of: the known callers stay far below.
+pub const HTTP_CONNECTIONS_LEAST: usize = 64;
+
+/// Files this program needs for everything but HTTP clients: pipes, sessions, archives, some of each.
+pub const FILES_ELSEWHERE: u64 = 512;
+
+/// Files this program may have open, as far as the hard limit allows: enough for both servers, and no more, since
+/// Postgres and its helpers inherit it, and some programs go through all numbers there could be.
+pub const FILES: u64 = FILES_ELSEWHERE + 2 * HTTP_CONNECTIONS as u64;
 
 /// Requests one HTTP/2 connection may have open at once.
 pub const HTTP_STREAMS: u32 = 64;
+
+/// Requests all HTTP/2 connections of a server may have open at once; more are told to come back. Each holds its
+/// answer until the client takes it, and a client that takes nothing costs itself nothing. Those of HTTP/1.1 are
+/// not counted, of which there is one for each connection.
+pub const HTTP_ALL_STREAMS: usize = 1024;
+
+/// Bytes that an HTTP/2 client may send ahead of the reader, for one request and for a connection.
+pub const HTTP_WINDOW: u32 = 64 * 1024;
 
 /// How long a client may take to send a request's head, and how long an idle connection is kept for the next
 /// one. A head is one packet; whoever takes longer only holds one of [`HTTP_CONNECTIONS`].
 pub const HTTP_HEAD_READ: Duration = Duration::from_secs(10);
 
-/// Bytes of a request's head. A token has about a thousand; the rest is room.
-pub const HTTP_HEAD_BYTES: usize = 64 * 1024;
+/// How long a client may take nothing of an answer that is there. A dump of a schema holds locks meanwhile.
+pub const HTTP_STALL: Duration = Duration::from_secs(30);
+
+/// Bytes of an answer that are handed over at once, so that a slow client is told from one that has gone to sleep.
+pub const HTTP_PIECE: usize = 16 * 1024;
+
+/// Bytes of a request's head. A token has about a thousand; the rest is room. Each connection can have as much
+/// in memory, without a token.
+pub const HTTP_HEAD_BYTES: usize = 16 * 1024;
 
 /// Bytes of the body of `/configure` and of `/promote`. A spec with tens of thousands of roles has some ten million (decisions,
 /// section 5).
@@ -595,14 +620,6 @@ pub const HTTP_PORT_TRIES: usize = 16;
 /// Seconds after which a client that found the queue full may try again. The queue drains in less than a
 /// millisecond; one second is the least the header can say.
 pub const HTTP_RETRY_AFTER: u64 = 1;
-
-/// Connections that watch `GET /events`. They do not count as [`HTTP_CONNECTIONS`], so that however many watch, others
-/// are served. A watcher costs some ten KiB, nearly all of it for its connection, and a file descriptor.
-pub const HTTP_WATCHERS: usize = 2048;
-
-/// Files this program may have open, if it may raise the limit so far: all connections of both servers, and as many
-/// again for everything else. Often the limit is 1024.
-pub const OPEN_FILES: u64 = 2 * (2 * HTTP_CONNECTIONS + HTTP_WATCHERS) as u64;
 
 /// Silence after which a watcher is sent a comment: less than the minute after which proxies commonly give up on a
 /// silent answer. It also is what finds out that a peer has vanished.

@@ -121,11 +121,12 @@ fn raise_core_limit() {
     }
 }
 
-/// Connections are open files. What Postgres inherits is more than it will use, as it has a limit of its own.
+/// Each HTTP client needs a file. Only as far as the hard limit allows, and as needed.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        setrlimit(Resource::RLIMIT_NOFILE, soft.max(limits::OPEN_FILES.min(hard)), hard)
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match limits::FILES.min(hard) {
+        wanted if soft < wanted => setrlimit(Resource::RLIMIT_NOFILE, wanted, hard),
+        _ => Ok(()),
     });
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files could not be raised");

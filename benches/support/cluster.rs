@@ -1,5 +1,7 @@
 //! A cluster that each measurement gets a fresh copy of, and the two that serve it: Postgres alone, and supervised.
 
+#![allow(dead_code, reason = "each benchmark uses its own part")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -56,7 +58,7 @@ impl Cluster {
 
     /// A fresh copy of the same cluster, with the settings both sides use.
     pub(crate) fn data(&self) -> PathBuf {
-        let data = self.root.path().join("data");
+        let data = self.data_dir();
         if data.exists() {
             fs::remove_dir_all(&data).expect("the old copy can be removed");
         }
@@ -100,6 +102,16 @@ impl Cluster {
     /// Where whichever server is running listens.
     pub(crate) fn port(&self) -> u16 {
         self.ports[0]
+    }
+
+    /// Where the program's external server listens.
+    pub(crate) fn http_port(&self) -> u16 {
+        self.ports[1]
+    }
+
+    /// Where the copy is that was made last.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.root.path().join("data")
     }
 
     pub(crate) fn bare(&self, data: &Path) -> Process {

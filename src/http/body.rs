@@ -27,16 +27,14 @@ impl Room {
         Room(Arc::new(Semaphore::new(limits::HTTP_BODIES_BYTES)))
     }
 
-    /// Reads the first JSON value of a body of at most `limit` bytes. What follows it is ignored, as in the
-    /// original.
-    pub(super) async fn receive<T, B>(
+    /// Reads a body of at most `limit` bytes, which says that it is JSON.
+    pub(super) async fn receive<B>(
         &self,
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>> + Send,
         limit: usize,
-    ) -> Result<Received<T>, Problem>
+    ) -> Result<Unread, Problem>
     where
-        T: DeserializeOwned + Send + 'static,
         B: Buf + Send,
     {
         if !is_json(headers) {
@@ -47,6 +45,20 @@ impl Room {
         let body = timeout(limits::HTTP_BODY_READ, collect(headers, body, limit))
             .await
             .unwrap_or_else(|_| Err(Problem::body_too_slow()))?;
+        Ok(Unread { body, room })
+    }
+}
+
+/// A body that has arrived whole.
+pub(super) struct Unread {
+    body: Vec<u8>,
+    room: OwnedSemaphorePermit,
+}
+
+impl Unread {
+    /// Its first JSON value. What follows is ignored, as in the original.
+    pub(super) async fn read<T: DeserializeOwned + Send + 'static>(self) -> Result<Received<T>, Problem> {
+        let Unread { body, room } = self;
         // Tens of megabytes take a second to parse, which is too long for a thread that serves others.
         let parse = move || Ok(Received { value: parse(&body)?, room });
         tokio::task::spawn_blocking(parse).await.unwrap_or_else(|_| Err(Problem::bug()))

@@ -12,6 +12,8 @@ use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tracing::Instrument;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::http::{HeaderMap, HeaderValue, Method};
@@ -19,12 +21,12 @@ use warp::path::FullPath;
 use warp::reply::{Reply, Response};
 
 use super::Context;
-use super::body::{Received, Room};
+use super::body::{Received, Room, Unread};
 use super::openapi::{self, About};
 use super::query::query;
 use super::response::{self, Problem, View};
-use super::seat::Seat;
-use super::server::Side;
+use super::server::{self, Side};
+use crate::limits;
 
 /// Carries the number by which a request is found in the logs.
 const REQUEST_ID: &str = "x-request-id";
@@ -46,6 +48,9 @@ pub(super) struct Shared {
     pub(super) context: Context,
     /// What the server says of itself.
     pub(super) document: Bytes,
+    /// Room for those who watch. Their connections are never idle, so that without a bound of their own they could
+    /// take the places of all others.
+    pub(super) watchers: Arc<Semaphore>,
     bodies: Room,
 }
 
@@ -109,8 +114,6 @@ pub(super) struct Request {
     /// What is behind the question mark, if there is one.
     pub(super) query: Option<String>,
     pub(super) headers: HeaderMap,
-    /// That of its connection, if it came over one.
-    pub(super) seat: Option<Seat>,
     body: Body,
 }
 
@@ -130,11 +133,18 @@ where
     W: Fn(Arc<Shared>, Received<T>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Handled> + Send + 'static,
 {
-    json_or(limit, |problem| problem, work)
+    asked(move |request: Request| {
+        let work = work.clone();
+        async move {
+            let (shared, body) = received(request, limit).await?;
+            work(shared, body.read().await?).await
+        }
+    })
 }
 
-/// As [`json`], with another form of what is wrong with the body.
-pub(super) fn json_or<T, W, F>(limit: usize, form: fn(Problem) -> Problem, work: W) -> Work
+/// What answers a request with a spec. Once it has arrived the work goes on, whether the client waits for the answer
+/// or not. Problems of the body have the form of the route.
+pub(super) fn spec<T, W, F>(form: fn(Problem) -> Problem, work: W) -> Work
 where
     T: DeserializeOwned + Send + 'static,
     W: Fn(Arc<Shared>, Received<T>) -> F + Clone + Send + Sync + 'static,
@@ -143,25 +153,46 @@ where
     asked(move |request: Request| {
         let work = work.clone();
         async move {
-            let Request { shared, headers, body, .. } = request;
-            let received = shared.bodies.receive(&headers, body, limit).await.map_err(form)?;
-            work(shared, received).await
+            let (shared, body) = received(request, limits::HTTP_CONFIGURE_BYTES).await.map_err(form)?;
+            detached(async move { work(shared, body.read().await.map_err(form)?).await }).await
         }
     })
+}
+
+/// The body, which is taken in once it is known that the client may send it.
+async fn received(request: Request, limit: usize) -> Result<(Arc<Shared>, Unread), Problem> {
+    let Request { shared, headers, body, .. } = request;
+    let body = shared.bodies.receive(&headers, body, limit).await?;
+    Ok((shared, body))
+}
+
+/// Work that goes on when the client goes away, because dropping the handler does not drop it.
+pub(super) async fn detached(work: impl Future<Output = Handled> + Send + 'static) -> Handled {
+    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(Problem::bug()))
+}
+
+/// The answer to a request that is one too many, in place of all operations.
+pub(super) fn busy(headers: &HeaderMap) -> Response {
+    let id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    stamp(Problem::busy().into_response(), &id.map_or_else(new_request_id, str::to_owned))
 }
 
 /// All that one server serves.
 pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) -> BoxedFilter<(Response,)> {
     let document = openapi::document(side, &context.auth, &operations).to_string().into();
-    let shared = Arc::new(Shared { context, document, bodies: Room::new() });
+    let shared = Arc::new(Shared {
+        context,
+        document,
+        watchers: Arc::new(Semaphore::new(server::places() / 2)),
+        bodies: Room::new(),
+    });
     let table = Arc::new(Table::new(operations));
     warp::method()
         .and(warp::path::full())
         .and(warp::header::headers_cloned())
         .and(query())
-        .and(warp::ext::optional::<Seat>())
         .and(warp::body::stream())
-        .then(move |method, path, headers: HeaderMap, query, seat, body| {
+        .then(move |method, path, headers: HeaderMap, query, body| {
             let (shared, table) = (shared.clone(), table.clone());
             async move {
                 // The id must be readable, because it goes into the log.
@@ -173,7 +204,7 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
                 let seen = Seen::new(id, method, path);
                 let response = match table.find(&seen.method, seen.path.as_str()) {
                     Ok(operation) => {
-                        let request = Request { shared, query, headers, seat, body: whole(body) };
+                        let request = Request { shared, query, headers, body: whole(body) };
                         operation.run(request).await.into_response()
                     }
                     Err(missing) => response::not_routed(missing),

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use compute_states::TerminateMode;
 use serde::Deserialize;
-use tracing::Instrument;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use super::Context;
 use super::body::Received;
-use super::dispatch::{self, Access, Handled, Operation, Request, Shared, asked, json, json_or};
+use super::dispatch::{self, Access, Handled, Operation, Request, Shared, asked, detached, json, spec};
 use super::openapi;
 use super::openapi::external as about;
 use super::openapi::internal as inside;
@@ -39,9 +38,9 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     let mut operations = vec![
         Operation::get("/status", Token, about::status(), asked(status)),
         Operation::get("/metrics", Anyone, about::metrics(), asked(metrics)),
-        Operation::post("/configure", Token, about::configure(), json(SPEC, configure)),
+        Operation::post("/configure", Token, about::configure(), spec(|problem| problem, configure)),
         // Faults of the body are bare text here, as in the original.
-        Operation::post("/promote", Token, about::promote(), json_or(SPEC, Problem::plainly, promote)),
+        Operation::post("/promote", Token, about::promote(), spec(Problem::plainly, promote)),
         Operation::post("/plan", Token, about::plan(), json(SPEC, postgres::plan)),
         Operation::post("/terminate", Token, about::terminate(), asked(terminate)),
         Operation::get("/dbs_and_roles", Token, about::list(), asked(postgres::list)),
@@ -131,35 +130,29 @@ async fn startup(Request { shared, .. }: Request) -> Handled {
 }
 
 async fn configure(shared: Arc<Shared>, request: Received<ConfigurationRequest>) -> Handled {
-    detached(async move {
-        let specs = shared.context.specs.clone();
-        // The checks of a large spec take as long as reading it.
-        let accepted = tokio::task::spawn_blocking(move || {
-            let Received { value, room: _room } = request;
-            specs.accept(value.spec).map_err(Problem::bad_spec)
-        });
-        let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
-        let answer = shared.context.engine.configure(accepted.outline).await;
-        drop(accepted.held);
-        response::answered(answer, shared.view())
-    })
-    .await
+    let specs = shared.context.specs.clone();
+    // The checks of a large spec take as long as reading it.
+    let accepted = tokio::task::spawn_blocking(move || {
+        let Received { value, room: _room } = request;
+        specs.accept(value.spec).map_err(Problem::bad_spec)
+    });
+    let accepted = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
+    let answer = shared.context.engine.configure(accepted.outline).await;
+    drop(accepted.held);
+    response::answered(answer, shared.view())
 }
 
 async fn promote(shared: Arc<Shared>, request: Received<PromotionRequest>) -> Handled {
-    detached(async move {
-        let specs = shared.context.specs.clone();
-        let accepted = tokio::task::spawn_blocking(move || {
-            let Received { value, room: _room } = request;
-            let accepted = specs.accept(value.spec).map_err(Problem::bad_spec)?;
-            Ok((accepted, value.wal_flush_lsn))
-        });
-        let (accepted, lsn) = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
-        let answer = shared.context.engine.promote(accepted.outline, lsn).await;
-        drop(accepted.held);
-        response::answered(answer, shared.view())
-    })
-    .await
+    let specs = shared.context.specs.clone();
+    let accepted = tokio::task::spawn_blocking(move || {
+        let Received { value, room: _room } = request;
+        let accepted = specs.accept(value.spec).map_err(Problem::bad_spec)?;
+        Ok((accepted, value.wal_flush_lsn))
+    });
+    let (accepted, lsn) = accepted.await.unwrap_or_else(|_| Err(Problem::bug()))?;
+    let answer = shared.context.engine.promote(accepted.outline, lsn).await;
+    drop(accepted.held);
+    response::answered(answer, shared.view())
 }
 
 async fn terminate(Request { shared, query, .. }: Request) -> Handled {
@@ -184,11 +177,6 @@ async fn refresh(Request { shared, .. }: Request) -> Handled {
 /// The same for a person, and so no sign of trouble.
 async fn refresh_by_hand(Request { shared, .. }: Request) -> Handled {
     response::answered(shared.context.engine.refresh().await, shared.view())
-}
-
-/// Work that goes on when the client goes away, because dropping the handler does not drop it.
-async fn detached(work: impl Future<Output = Handled> + Send + 'static) -> Handled {
-    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(Problem::bug()))
 }
 
 /// How a compute is to end, and whether only if it is idle.

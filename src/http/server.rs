@@ -2,19 +2,25 @@
 //!
 //! warp's own server has no limits and no deadline for its stop, so the accept loop is ours; warp makes the
 //! service. HTTP/1.1, and HTTP/2 with prior knowledge, as the original's servers speak (http-api, section 1).
+//! Who leaves when there are too many connections is decided in `house`.
 
+mod house;
+
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
+use hyper::body::Incoming;
 use hyper::service::Service;
+use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, Protocol, Socket, Type};
+use nix::sys::resource::{Resource, getrlimit};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,8 +28,8 @@ use tracing::Instrument;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
-use super::Context;
-use super::seat::Seat;
+use self::house::{Guest, House, Watched};
+use super::{Context, dispatch};
 use crate::limits;
 use crate::telemetry;
 
@@ -136,8 +142,9 @@ impl Listeners {
         if context.auth.is_open() && !address.ip().is_loopback() {
             return Err(ServeError::OpenToOthers(address));
         }
-        let external = Server::new(super::external(context.clone()), &shutdown);
-        let internal = Server::new(super::internal(context), &shutdown);
+        let places = places();
+        let external = Server::new(super::external(context.clone()), places, &shutdown);
+        let internal = Server::new(super::internal(context), places, &shutdown);
         let mut accepting = vec![(self.external, external)];
         accepting.extend(self.internal.into_iter().map(|bound| (bound, internal.clone())));
         let connections = TaskTracker::new();
@@ -223,18 +230,25 @@ fn listen(address: SocketAddr) -> Result<Bound, (SocketAddr, io::Error)> {
     listen().map_err(|error| (address, error))
 }
 
+/// Connections each server may hold, as far as there are files for them: the rest of the program must not go
+/// without because of its clients.
+pub(super) fn places() -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let for_each = usize::try_from(files.saturating_sub(limits::FILES_ELSEWHERE) / 2).unwrap_or(usize::MAX);
+    for_each.clamp(limits::HTTP_CONNECTIONS_LEAST, limits::HTTP_CONNECTIONS)
+}
+
 /// One of the two servers.
 #[derive(Clone)]
 struct Server {
     routes: BoxedFilter<(Response,)>,
-    places: Arc<Semaphore>,
-    watchers: Arc<Semaphore>,
+    house: Arc<House>,
     builder: Builder<TokioExecutor>,
     shutdown: CancellationToken,
 }
 
 impl Server {
-    fn new(routes: BoxedFilter<(Response,)>, shutdown: &CancellationToken) -> Self {
+    fn new(routes: BoxedFilter<(Response,)>, places: usize, shutdown: &CancellationToken) -> Self {
         let mut builder = Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -246,15 +260,12 @@ impl Server {
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits::HTTP_STREAMS)
             .max_header_list_size(limits::HTTP_HEAD_BYTES as u32)
+            .initial_stream_window_size(limits::HTTP_WINDOW)
+            .initial_connection_window_size(limits::HTTP_WINDOW)
+            .max_send_buf_size(limits::HTTP_PIECE)
             .keep_alive_interval(limits::HTTP_PING)
             .keep_alive_timeout(limits::HTTP_PING);
-        Server {
-            routes,
-            places: Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS)),
-            watchers: Arc::new(Semaphore::new(limits::HTTP_WATCHERS)),
-            builder,
-            shutdown: shutdown.clone(),
-        }
+        Server { routes, house: House::new(places), builder, shutdown: shutdown.clone() }
     }
 
     /// Accepts until the shutdown; each connection is a task of `connections`.
@@ -266,57 +277,75 @@ impl Server {
     ) {
         let server = Arc::new(self);
         let shutdown = server.shutdown.clone();
-        while let Some(Ok(place)) = shutdown.run_until_cancelled(server.places.clone().acquire_owned()).await
-        {
-            match shutdown.run_until_cancelled(listener.accept()).await {
-                None => break,
-                Some(Ok((stream, _))) => {
+        let next = async || {
+            let (stream, _) = listener.accept().await?;
+            Ok::<_, io::Error>((stream, server.house.admit().await))
+        };
+        while let Some(accepted) = shutdown.run_until_cancelled(next()).await {
+            match accepted {
+                Ok((stream, guest)) => {
                     let (server, abort) = (server.clone(), abort.clone());
-                    let seat = Seat::new(place, server.watchers.clone());
                     connections.spawn(async move {
-                        abort.run_until_cancelled(server.connection(stream, seat)).await;
+                        abort.run_until_cancelled(server.connection(stream, guest)).await;
                     });
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     tracing::warn!("an HTTP connection could not be accepted: {error}");
+                    // There may be no file for it.
+                    server.house.make_room();
                     shutdown.run_until_cancelled(sleep(limits::HTTP_ACCEPT_PAUSE)).await;
                 }
             }
         }
     }
 
-    async fn connection(&self, stream: TcpStream, seat: Seat) {
+    async fn connection(&self, stream: TcpStream, guest: Guest) {
         // Answers are small and complete; waiting to fill a packet only delays them. Without it they still go.
         let _ = stream.set_nodelay(true);
+        // A client that vanished without a word while it waits for an answer is not noticed otherwise.
+        let probes = TcpKeepalive::new().with_time(limits::HTTP_PING).with_interval(limits::HTTP_PING);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&probes);
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
-        let begun = CancellationToken::new();
-        let first = begun.clone();
-        let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
-            first.cancel();
-            request.extensions_mut().insert(seat.clone());
-            let span = telemetry::trace::request(&request);
-            let answer = service.call(request).instrument(span.clone());
-            async move {
-                let answer = answer.await;
-                if let Ok(response) = &answer {
-                    span.record("http.response.status_code", response.status().as_u16());
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+            let answer = match guest.begins(request.version() == Version::HTTP_2) {
+                Some(under_way) => {
+                    let span = telemetry::trace::request(&request);
+                    Ok((service.call(request).instrument(span.clone()), span, under_way))
                 }
-                answer
+                None => Err(dispatch::busy(request.headers())),
+            };
+            async move {
+                Ok::<_, Infallible>(match answer {
+                    Ok((answer, span, under_way)) => {
+                        let response = answer.await?;
+                        span.record("http.response.status_code", response.status().as_u16());
+                        response.map(|body| Watched::new(body, Some(under_way)))
+                    }
+                    Err(busy) => busy.map(|body| Watched::new(body, None)),
+                })
             }
         });
         let mut connection = std::pin::pin!(self.builder.serve_connection(TokioIo::new(stream), service));
-        // Finding out the protocol has no limit of its own, so the first request has one here.
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = self.shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = async {
-                if timeout(limits::HTTP_HEAD_READ, begun.cancelled()).await.is_ok() {
-                    std::future::pending::<()>().await;
+        let mut given_up = std::pin::pin!(guest.given_up());
+        let (mut stopping, mut leaving) = (false, false);
+        let result = loop {
+            tokio::select! {
+                // A request that has arrived is seen before anything else, and so is served.
+                biased;
+                result = connection.as_mut() => break result,
+                () = self.shutdown.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
                 }
-            } => return,
+                () = guest.asked_to_leave(), if !leaving => {
+                    if guest.is_idle() {
+                        return;
+                    }
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut given_up => return,
+            }
         };
         if let Err(error) = result {
             // Clients come and go as they like.
@@ -326,54 +355,4 @@ impl Server {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn only_loopback(external_port: u16, internal_port: u16) -> BindSpec {
-        BindSpec { external: ExternalAddress::Only(Ipv4Addr::LOCALHOST.into()), external_port, internal_port }
-    }
-
-    #[test]
-    fn the_internal_server_has_one_port_on_loopback_addresses_only() {
-        let listeners = Listeners::bind(&only_loopback(0, 0)).expect("some port is free");
-        let addresses: Vec<_> = listeners.internal().collect();
-        assert!(!addresses.is_empty());
-        for address in &addresses {
-            assert!(address.ip().is_loopback(), "{address}");
-            assert_eq!(address.port(), listeners.internal_port());
-            std::net::TcpStream::connect(address).expect("the kernel accepts");
-        }
-        assert_ne!(listeners.internal_port(), 0);
-        assert_ne!(listeners.external().port(), 0);
-    }
-
-    #[test]
-    fn the_external_server_can_be_reached_by_both_families() {
-        let spec = BindSpec { external: ExternalAddress::All, ..only_loopback(0, 0) };
-        let listeners = Listeners::bind(&spec).expect("some port is free");
-        let address = listeners.external();
-        assert!(address.ip().is_unspecified(), "{address}");
-        std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).expect("IPv4 is served");
-        if address.is_ipv6() && listeners.internal().count() == 2 {
-            std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).expect("IPv6 is served");
-        }
-    }
-
-    #[test]
-    fn a_port_in_use_is_named_with_its_server() {
-        let taken = Listeners::bind(&only_loopback(0, 0)).expect("some port is free");
-        let port = taken.external().port();
-        let error = Listeners::bind(&only_loopback(port, 0)).expect_err("it is taken");
-        assert_eq!(error.side, Side::External);
-        assert_eq!(error.to_string(), format!("the external HTTP server cannot listen on 127.0.0.1:{port}"));
-        let error = Listeners::bind(&only_loopback(0, port)).expect_err("it is taken");
-        assert_eq!((error.side, error.address.port()), (Side::Internal, port));
-        assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
-        // Somebody else's port on the second address is an error too, not a server with half an ear.
-        if let Ok(half) = listen((Ipv6Addr::LOCALHOST, 0).into()) {
-            let port = half.address.port();
-            let error = Listeners::bind(&only_loopback(0, port)).expect_err("half is taken");
-            assert_eq!((error.side, error.address.port()), (Side::Internal, port));
-        }
-    }
-}
+mod tests;

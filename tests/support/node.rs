@@ -33,7 +33,7 @@ const PRIVATE_KEY: [u8; 48] = [
     0x61, 0xb1, 0x9d, 0xef, 0xfd, 0x5a, 0x60, 0xba, 0x84, 0x4a, 0xf4, 0x92, 0xec, 0x2c, 0xc4, 0x44, 0x49,
     0xc5, 0x69, 0x7b, 0x32, 0x69, 0x19, 0x70, 0x3b, 0xac, 0x03, 0x1c, 0xae, 0x7f, 0x60,
 ];
-const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+pub(crate) const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 
 /// Looks until there is something to see. This is the only place that waits; it fails at a deadline.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -49,9 +49,13 @@ pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
 
 /// A token for the external server of [`COMPUTE_ID`].
 pub(crate) fn token(compute_id: &str) -> String {
+    signed(&json!({ "compute_id": compute_id }))
+}
+
+/// A token with any claims.
+pub(crate) fn signed(claims: &Value) -> String {
     let key = EncodingKey::from_ed_der(&PRIVATE_KEY);
-    jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &json!({ "compute_id": compute_id }), &key)
-        .expect("the key is one")
+    jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), claims, &key).expect("the key is one")
 }
 
 /// A directory with a config, a data directory and ports. Nodes run in it, one after the other or at once.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use compute_states::ComputeStatus;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use warp::http::StatusCode;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -115,8 +115,12 @@ pub(in crate::http) fn too_many_watchers() -> Problem {
 
 /// The answer of `GET /events`: the present status, then what follows the transition `after` (by default the
 /// newest) until the loop ends.
-pub(in crate::http) fn events(histories: watch::Receiver<Arc<History>>, after: Option<u64>) -> Response {
-    let watcher = Watcher { histories, seen: None, after };
+pub(in crate::http) fn events(
+    histories: watch::Receiver<Arc<History>>,
+    after: Option<u64>,
+    place: OwnedSemaphorePermit,
+) -> Response {
+    let watcher = Watcher { histories, seen: None, after, _place: place };
     let pieces = stream::unfold(watcher, async |mut watcher| {
         let piece = watcher.next().await?;
         Some((Ok::<_, Infallible>(piece), watcher))
@@ -133,6 +137,8 @@ struct Watcher {
     /// The number of the transition that was sent last, once the status was sent.
     seen: Option<u64>,
     after: Option<u64>,
+    /// Its room among the watchers.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Watcher {
@@ -267,7 +273,8 @@ mod tests {
     }
 
     fn watcher(recorder: &Recorder) -> Watcher {
-        Watcher { histories: recorder.watch(), seen: None, after: None }
+        let place = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("it is free");
+        Watcher { histories: recorder.watch(), seen: None, after: None, _place: place }
     }
 
     async fn next(watcher: &mut Watcher) -> String {

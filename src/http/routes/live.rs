@@ -26,13 +26,10 @@ pub(super) async fn graph(Request { shared, .. }: Request) -> Handled {
     Ok(response::graph(&shared.context.engine.history()))
 }
 
-pub(super) async fn events(Request { shared, query, headers, seat, .. }: Request) -> Handled {
+pub(super) async fn events(Request { shared, query, headers, .. }: Request) -> Handled {
     let after = position(&headers, query.as_deref())?;
-    // A request that came over no connection is one of a test's.
-    if let Some(seat) = seat {
-        seat.watch().map_err(|_| response::too_many_watchers())?;
-    }
-    Ok(response::events(shared.context.engine.watch_history(), after))
+    let place = shared.watchers.clone().try_acquire_owned().map_err(|_| response::too_many_watchers())?;
+    Ok(response::events(shared.context.engine.watch_history(), after, place))
 }
 
 /// Where the stream is to go on. The header is newer than the address: a browser that connects again sends it to
