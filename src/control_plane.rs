@@ -12,7 +12,8 @@
 pub mod answer;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use compute_states::FailureClass;
 use reqwest::header::{AUTHORIZATION, HeaderValue};
@@ -58,7 +59,11 @@ pub enum Source {
 pub struct ControlPlane {
     url: String,
     token: fn() -> Secret,
+    client: Kept,
 }
+
+/// The client of the last fetch, and when it was made.
+type Kept = Arc<Mutex<Option<(Instant, Client)>>>;
 
 /// Why there is no spec.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +71,6 @@ pub enum FetchError {
     /// The file cannot be read, or is not what it should be.
     #[error(transparent)]
     File(ConfigError),
-    /// Nothing that a request could be sent to. Not quoted: it may hold a password.
-    #[error("--control-plane-uri is no URL that begins with http:// or https://")]
-    Url,
     /// The token cannot be sent in a header.
     #[error("the token in {TOKEN_VARIABLE} has characters that no header may have")]
     Token,
@@ -118,8 +120,7 @@ impl FetchError {
         match self {
             // A file is replaced while we read it, a control plane restarts.
             FetchError::File(_) | FetchError::Exhausted(_) => FailureClass::Transient,
-            FetchError::Url
-            | FetchError::Token
+            FetchError::Token
             | FetchError::Client(_)
             | FetchError::Status(_)
             | FetchError::AttachedWithoutSpec => FailureClass::Permanent,
@@ -131,8 +132,6 @@ impl FetchError {
 impl From<reqwest::Error> for Rejection {
     fn from(error: reqwest::Error) -> Self {
         let error = match error {
-            // Nothing was sent, and nothing would be the next time.
-            error if error.is_builder() => return Rejection::Final(FetchError::Url),
             error if error.is_redirect() => AttemptError::Redirects,
             error if error.is_timeout() => AttemptError::TimedOut,
             // A URL may hold a password, and everybody knows which one was asked.
@@ -147,7 +146,7 @@ impl Source {
     /// the original: ids of one deployment have a slash in them.
     pub fn control_plane(base: &str, compute_id: &str) -> Self {
         let url = format!("{base}/compute/api/v2/computes/{compute_id}/spec");
-        Source::ControlPlane(ControlPlane { url, token: token_from_environment })
+        Source::ControlPlane(ControlPlane { url, token: token_from_environment, client: Kept::default() })
     }
 
     /// Gets the config as it is now. No spec in it means that nothing is attached to this compute.
@@ -197,12 +196,7 @@ impl ControlPlane {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", (self.token)().reveal()))
             .map_err(|_| FetchError::Token)?;
         authorization.set_sensitive(true);
-        // Where it is redirected to another host, the client leaves the token behind; nor need that one know who asks.
-        let settings = || {
-            let redirects = Policy::limited(limits::CONTROL_PLANE_REDIRECTS);
-            Client::builder().timeout(limits::CONTROL_PLANE_REQUEST).redirect(redirects).referer(false)
-        };
-        let client = trusting_client(&self.url, settings).map_err(FetchError::Client)?;
+        let client = self.client().map_err(FetchError::Client)?;
         let mut attempts = 1;
         loop {
             let (error, after) = match self.attempt(&client, &authorization, metrics).await {
@@ -217,6 +211,27 @@ impl ControlPlane {
             sleep(pause(attempts, rand::random()).max(after)).await;
             attempts += 1;
         }
+    }
+
+    /// The client of an earlier fetch, unless that was long ago.
+    fn client(&self) -> Result<Client, reqwest::Error> {
+        // Every change is one assignment, so a panic elsewhere cannot have left half of one behind.
+        let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made, client)) = &*kept
+            && made.elapsed() < limits::CONTROL_PLANE_CLIENT
+        {
+            return Ok(client.clone());
+        }
+        let settings = || {
+            // To another host the client takes no token along; nor need that one know who has sent us.
+            let redirects = Policy::limited(limits::CONTROL_PLANE_REDIRECTS);
+            let settings = Client::builder().redirect(redirects).referer(false);
+            // Requests are rare, and a connection that has waited for the next one may be dead.
+            settings.timeout(limits::CONTROL_PLANE_REQUEST).pool_max_idle_per_host(0)
+        };
+        let client = trusting_client(&self.url, settings)?;
+        *kept = Some((Instant::now(), client.clone()));
+        Ok(client)
     }
 
     async fn attempt(

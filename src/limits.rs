@@ -660,3 +660,8 @@ pub const CONTROL_PLANE_REQUEST: Duration = Duration::from_secs(30);
 
 /// Bytes of the control plane's answer, which is a spec like the body of `/configure`.
 pub const CONTROL_PLANE_BYTES: usize = HTTP_CONFIGURE_BYTES;
+
+/// How long a client of the control plane's is kept for the next fetch. To make one means to read all certificates this
+/// machine trusts, which is most of the cost of a fetch, and a control plane that is down is asked again and again; an
+/// operator's own that is replaced is in force after that time.
+pub const CONTROL_PLANE_CLIENT: Duration = Duration::from_secs(600);

@@ -161,17 +161,6 @@ async fn redirects_in_a_circle_end() {
     assert_eq!(sent, limits::CONTROL_PLANE_ATTEMPTS * (1 + limits::CONTROL_PLANE_REDIRECTS));
 }
 
-#[tokio::test]
-async fn what_is_no_url_is_not_tried_and_not_quoted() {
-    for base in ["", "hunter2", "file:///hunter2", "ftp://hunter2"] {
-        let metrics = Metrics::new();
-        let error = fetch(&Source::control_plane(base, "ep"), &metrics).await.expect_err("it is none");
-        assert!(matches!(error, FetchError::Url), "{base}: {error:?}");
-        assert_eq!(error.class(), FailureClass::Permanent);
-        assert!(!error.to_string().contains("hunter2"));
-    }
-}
-
 #[test]
 fn all_attempts_together_end_before_the_work_does() {
     let attempts = u32::try_from(limits::CONTROL_PLANE_ATTEMPTS).expect("a few");
@@ -245,6 +234,19 @@ async fn a_fetch_that_hangs_ends_when_it_is_cancelled() {
     };
     let (result, ()) = tokio::join!(source.fetch(&metrics, &token), cancel);
     assert!(matches!(result, Err(FetchError::Cancelled)), "{result:?}");
+}
+
+/// With a clock that goes on by itself as soon as there is nothing to do but wait.
+#[tokio::test]
+async fn one_that_never_answers_is_given_up() {
+    let (source, ..) = fake(vec![None]).await;
+    tokio::time::pause();
+    let metrics = Metrics::new();
+    let error = fetch(&source, &metrics).await.expect_err("there is no answer");
+    let cause = error.source().expect("the last attempt").to_string();
+    assert_eq!(cause, "the control plane's answer was not there within 30s");
+    assert_eq!(error.class(), FailureClass::Transient);
+    assert_counted(&metrics, "unknown", limits::CONTROL_PLANE_ATTEMPTS);
 }
 
 #[tokio::test]

@@ -46,7 +46,6 @@ impl StartError {
             StartError::Connstr(_) => ExitCode::Usage,
             StartError::Spec(_) | StartError::Unservable(_) => ExitCode::BadConfig,
             StartError::Fetch(FetchError::File(error)) => ExitCode::from(error),
-            StartError::Fetch(FetchError::Url) => ExitCode::Usage,
             StartError::Fetch(_) => ExitCode::ControlPlane,
             StartError::Install(InstallError::TooOld { .. }) => ExitCode::UnsupportedPostgres,
             StartError::Install(_) => ExitCode::NoPostgres,

@@ -39,14 +39,6 @@ fn nobody_there_is_said_without_the_url() {
 }
 
 #[test]
-fn what_is_no_url_is_a_mistake_of_the_command_line() {
-    let place = Place::new();
-    let node = place.run(command(&place, "control-plane.example"));
-    node.ends_with(2, &[]);
-    assert!(node.log().contains("--control-plane-uri is no URL"), "{}", node.log());
-}
-
-#[test]
 fn a_signal_ends_the_wait_for_an_answer() {
     let place = Place::new();
     let unavailable = || Act::Answer(503, "Retry-After: 3600\r\n".to_owned(), String::new());
