@@ -454,7 +454,11 @@ mod tests {
         let text = metrics.render(0).expect("it can be encoded");
         let samples: Vec<&str> = text
             .lines()
-            .filter(|line| ["compute_installed_extensions{", "pg_cctl_attached{"].iter().any(|name| line.starts_with(name)))
+            .filter(|line| {
+                ["compute_installed_extensions{", "pg_cctl_attached{"]
+                    .iter()
+                    .any(|name| line.starts_with(name))
+            })
             .collect();
         let expected = [
             r#"compute_installed_extensions{extension_name="b",owned_by_superuser="1",version="1"} 3"#,
