@@ -164,6 +164,8 @@ async fn who_does_not_agree_is_made_to_with_the_settings_and_the_token() {
     let safekeepers = of(&[&safekeeper]);
     assert_eq!(safekeepers.agree(&context).await.unwrap(), EndOfLog::At(Lsn(0x16b_9188)));
     assert_eq!(context.progress.phase(), Phase::Agreeing);
+    let measured = context.progress.measured();
+    assert!(!measured.safekeeper_check.is_zero() && !measured.safekeeper_sync.is_zero(), "{measured:?}");
     program.says("echo 0/0");
     assert_eq!(safekeepers.agree(&context).await.unwrap(), EndOfLog::Empty);
     let runs = program.runs();

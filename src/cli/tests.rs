@@ -87,6 +87,22 @@ fn every_flag_of_the_original_parses() {
 }
 
 #[test]
+fn the_form_of_the_log_is_chosen_by_flag_then_variable() {
+    let format = |line: &str, env: &[(&str, &str)]| match with_env(line, env, false) {
+        Ok(Invocation::Run(options)) => options.log_format,
+        other => panic!("{other:?}"),
+    };
+    let json = [("COMPUTE_CTL_LOG_FORMAT", "json")];
+    assert_eq!(format(FULL, &[]), LogFormat::Text);
+    assert_eq!(format(FULL, &json), LogFormat::Json);
+    assert_eq!(format(&format!("{FULL} --log-format text"), &json), LogFormat::Text);
+    assert_eq!(format(&format!("{FULL} --log-format json"), &[]), LogFormat::Json);
+    refused(&format!("{FULL} --log-format xml"), "--log-format");
+    let error = with_env(FULL, &[("COMPUTE_CTL_LOG_FORMAT", "xml")], false).unwrap_err();
+    assert!(error.to_string().contains("COMPUTE_CTL_LOG_FORMAT must be text or json"), "{error}");
+}
+
+#[test]
 fn the_environment_has_its_say() {
     let env = [
         ("POSTGRES_PATH", "/opt/pg/bin/postgres"),

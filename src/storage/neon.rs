@@ -151,7 +151,10 @@ async fn prepare(neon: &Neon, context: &Context) -> Result<Prepared, StorageErro
     context.progress.reset();
     let lsn = start_position(neon, context).await?;
     let span = tracing::info_span!("get_basebackup", lsn = lsn.map(tracing::field::display));
-    fetch(neon, context, lsn, rule).instrument(span).await
+    // Each call is one try; the tries of a start are beside each other.
+    let each =
+        tracing::info_span!(parent: &span, "try_get_basebackup", lsn = lsn.map(tracing::field::display));
+    fetch(neon, context, lsn, rule).instrument(each).instrument(span).await
 }
 
 async fn fetch(

@@ -14,11 +14,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-use super::Traces;
+use super::{Traces, trace};
 use crate::cli::LogFormat;
 use crate::limits;
 
@@ -43,7 +44,10 @@ pub fn init(format: LogFormat, traces: Option<&Traces>) -> io::Result<()> {
     let lines =
         fmt::layer().with_writer(|| Own).with_ansi(false).with_target(false).log_internal_errors(false);
     let lines = match format {
-        LogFormat::Text => lines.boxed(),
+        // Its own two lines say what a request is; a long prefix on every other one hides what matters to people.
+        LogFormat::Text => {
+            lines.with_filter(filter_fn(|of| !(of.is_span() && of.name() == trace::HTTP))).boxed()
+        }
         LogFormat::Json => lines.fmt_fields(json::JsonFields).event_format(json::Json).boxed(),
     };
     let spans = traces.map(Traces::layer);

@@ -7,6 +7,7 @@ mod original;
 mod states;
 mod upstream;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use compute_states::{Cause, ComputeStatus, EffectKind, EventKind, Verdict};
@@ -61,7 +62,6 @@ const ORDER: [&str; 15] = [
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    up: IntGaugeVec,
     /// By event kind, then by verdict: looking labels up would cost more than handling the event.
     events: Vec<[IntCounter; VERDICTS.len()]>,
     transitions: IntCounterVec,
@@ -85,6 +85,8 @@ pub struct Metrics {
     startup: Startup,
     /// Of the watcher of a standby's upstream.
     pub upstream: Upstream,
+    /// Held by the scrape that brings samples up to date.
+    scrape: Mutex<()>,
 }
 
 impl Default for Metrics {
@@ -97,13 +99,6 @@ impl Metrics {
     /// A registry with every family in it, and the status gauge at `empty`.
     pub fn new() -> Self {
         let registry = Registry::new();
-        let up = register(
-            &registry,
-            IntGaugeVec::new(
-                Opts::new("compute_ctl_up", "Constant 1; the labels tell the build and the present status"),
-                &["build_tag", "status"],
-            ),
-        );
         let events = register(
             &registry,
             IntCounterVec::new(
@@ -225,9 +220,8 @@ impl Metrics {
             .map(|kind| VERDICTS.map(|verdict| events.with_label_values(&[kind.name(), verdict])))
             .collect();
         let upstream = Upstream::new(&registry);
-        let metrics = Metrics {
+        Metrics {
             registry,
-            up,
             events,
             transitions,
             effects,
@@ -249,9 +243,8 @@ impl Metrics {
             states,
             startup: Startup::default(),
             upstream,
-        };
-        metrics.status(ComputeStatus::Empty);
-        metrics
+            scrape: Mutex::default(),
+        }
     }
 
     /// Counts an event and what became of it.
@@ -272,7 +265,6 @@ impl Metrics {
     pub fn transition(&self, from: ComputeStatus, to: ComputeStatus, cause: Option<Cause>) {
         let label = cause.map(|cause| format!("{cause:?}")).unwrap_or_default();
         self.transitions.with_label_values(&[&from.to_string(), &to.to_string(), &label]).inc();
-        self.status(to);
         self.states.enter(to, cause);
     }
 
@@ -383,14 +375,14 @@ impl Metrics {
         self.original.tell_attachments_of(attacher);
     }
 
-    /// Notes to which tenant and timeline this compute is attached at present.
-    pub fn attached(&self, to: Option<(&str, &str)>) {
-        self.original.attached(to);
-    }
-
     /// Counts a statement on the catalog that Postgres has cancelled at its timeout.
     pub fn catalog_statement_timed_out(&self) {
         self.original.statement_timed_out();
+    }
+
+    /// Notes to which tenant and timeline this compute is attached at present.
+    pub fn attached(&self, to: Option<(&str, &str)>) {
+        self.original.attached(to);
     }
 
     /// The text of `GET /metrics`, in the exposition format 0.0.4.
@@ -398,9 +390,12 @@ impl Metrics {
     /// # Errors
     /// If a family cannot be encoded, which only a mistake in its labels could cause.
     pub fn render(&self, queue_depth: usize) -> Result<String, prometheus::Error> {
+        let scrape = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         self.queue_depth.set(i64::try_from(queue_depth).unwrap_or(i64::MAX));
-        self.states.count();
+        self.states.bring_up_to_date();
+        self.original.bring_up_to_date();
         let mut families = self.registry.gather();
+        drop(scrape);
         // Counters by event and verdict which never moved would be a hundred lines of zeroes.
         for family in &mut families {
             if family.name() == "compute_ctl_events_total" {
@@ -414,12 +409,6 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
-    }
-
-    /// Exactly one sample, whatever was there before.
-    fn status(&self, status: ComputeStatus) {
-        self.up.reset();
-        self.up.with_label_values(&[BUILD_TAG, &status.to_string()]).set(1);
     }
 }
 
@@ -441,6 +430,60 @@ mod tests {
         let text = metrics.render(0).expect("it can be encoded");
         let samples: Vec<&str> = text.lines().filter(|line| line.starts_with("compute_ctl_up{")).collect();
         assert_eq!(samples, [format!(r#"compute_ctl_up{{build_tag="{BUILD_TAG}",status="running"}} 1"#)]);
+    }
+
+    #[test]
+    fn no_scrape_meets_a_moment_without_the_status() {
+        let metrics = Metrics::new();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                        let text = metrics.render(0).expect("it can be encoded");
+                        assert_eq!(text.matches("\ncompute_ctl_up{").count(), 1, "{text}");
+                        let state = text.lines().filter(|line| line.starts_with("compute_ctl_state{"));
+                        assert_eq!(state.filter(|line| line.ends_with(" 1")).count(), 1, "{text}");
+                    }
+                });
+            }
+            for _ in 0..500 {
+                metrics.transition(ComputeStatus::Running, ComputeStatus::Configuration, None);
+                metrics.transition(ComputeStatus::Configuration, ComputeStatus::Running, None);
+            }
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn what_is_gone_has_no_sample() {
+        let metrics = Metrics::new();
+        let extension = |name: &str| InstalledExtension {
+            name: name.to_owned(),
+            version: "1".to_owned(),
+            owned_by_superuser: true,
+        };
+        let (a, b) = (extension("a"), extension("b"));
+        metrics.installed_extensions([(&a, 2), (&b, 1)]);
+        metrics.tell_attachments_of(Attacher { compute_id: "c".to_owned(), instance_id: "i".to_owned() });
+        metrics.attached(Some(("t", "l")));
+        assert!(metrics.render(0).expect("it can be encoded").contains("timeline_id=\"l\"} 1"));
+        metrics.attached(Some(("t", "m")));
+        metrics.installed_extensions([(&b, 3)]);
+        let text = metrics.render(0).expect("it can be encoded");
+        let samples: Vec<&str> = text
+            .lines()
+            .filter(|line| {
+                ["compute_installed_extensions{", "pg_cctl_attached{"]
+                    .iter()
+                    .any(|name| line.starts_with(name))
+            })
+            .collect();
+        let expected = [
+            r#"compute_installed_extensions{extension_name="b",owned_by_superuser="1",version="1"} 3"#,
+            r#"pg_cctl_attached{pg_compute_id="c",pg_instance_id="i",tenant_id="t",timeline_id="m"} 1"#,
+        ];
+        assert_eq!(samples, expected);
     }
 
     #[test]

@@ -44,14 +44,19 @@ pub struct StartupFigures {
     pub largest_ext_size: u64,
     /// The size of all of them.
     pub total_ext_download_size: u64,
+    /// How long the data directory was made ready, by whatever kind of storage; not known to the original, and shown as a
+    /// metric only.
+    #[serde(skip)]
+    pub prepare_ms: u64,
 }
 
 impl StartupFigures {
     /// The parts of the start by name, in order, and the whole.
-    pub fn parts(&self) -> [(&'static str, Duration); 9] {
+    pub fn parts(&self) -> [(&'static str, Duration); 10] {
         let ms = Duration::from_millis;
         [
             ("wait_for_spec", ms(self.wait_for_spec_ms)),
+            ("prepare", ms(self.prepare_ms)),
             ("safekeeper_check", ms(self.sync_sk_check_ms)),
             ("safekeeper_sync", ms(self.sync_safekeepers_ms)),
             ("pageserver_connect", Duration::from_micros(self.pageserver_connect_micros)),
@@ -169,6 +174,7 @@ impl Startup {
                 clock.figures.wait_for_spec_ms += took;
                 clock.begun = now;
             }
+            (Stage::Preparing, Stage::Starting) => clock.figures.prepare_ms = took,
             (Stage::Starting, Stage::Applying) => clock.figures.start_postgres_ms = took,
             (Stage::Applying, Stage::Running) => {
                 clock.figures.config_ms = took;
@@ -242,6 +248,7 @@ mod tests {
             start_postgres_ms: 4000,
             config_ms: 5000,
             total_startup_ms: 13_000,
+            prepare_ms: 3000,
             ..StartupFigures::default()
         };
         assert_eq!(startup.enter(Stage::Running), Some(expected));

@@ -35,6 +35,9 @@ use crate::limits;
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 const TIMEOUTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
 
+/// The name of the span of a request.
+pub(super) const HTTP: &str = "HTTP";
+
 /// Whether anybody looks at parents that come from outside.
 static ON: AtomicBool = AtomicBool::new(false);
 
@@ -103,7 +106,7 @@ pub(crate) fn request<B>(request: &warp::http::Request<B>) -> Span {
     let uri = request.uri();
     let span = tracing::info_span!(
         parent: None,
-        "HTTP",
+        HTTP,
         http.request.method = request.method().as_str(),
         network.protocol.name = "http",
         network.protocol.version = protocol(request.version()),

@@ -139,6 +139,7 @@ fn the_figures_of_the_start_agree_with_its_phases_and_stay() {
     let seconds = figure("start_postgres_ms") as f64 / 1000.0;
     let gauge = format!("compute_ctl_start_phase_seconds{{phase=\"start_postgres\"}} {seconds}");
     assert!(text.contains(&gauge), "{gauge} in {text}");
+    assert!(text.contains("compute_ctl_start_phase_seconds{phase=\"prepare\"} "), "{text}");
 
     // A later change and a crash are no part of the start.
     let mut spec = place.spec();

@@ -145,6 +145,8 @@ fn a_start_is_part_of_the_request_that_asked_for_it() {
         assert_eq!(collector.span(&node, inner).parent_span_id, outer.span_id, "{inner}");
     }
 
+    // What it finds is what is applied.
+    place.configure(&place.spec());
     let answer = within_a_trace(place.internal, "/refresh_configuration", &Value::Null);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(hex(&collector.request(&node, "/refresh_configuration").parent_span_id), PARENT);

@@ -544,3 +544,15 @@ async fn more_clients_than_can_wait_are_turned_away() {
     assert_eq!(read(&mut waiting).await.status, "200 OK");
     node.stop().await;
 }
+
+#[tokio::test]
+async fn the_figures_of_the_start_are_for_clients_with_a_token() {
+    let node = Node::running().await;
+    let answer = send(node.external, &request("GET", "/metrics.json", "", "")).await;
+    assert_eq!(answer.status, "400 Bad Request", "{answer:?}");
+    let answer = node.get("/metrics.json").await;
+    assert_eq!((answer.status.as_str(), answer.header("content-type")), ("200 OK", Some("application/json")));
+    let figures: serde_json::Value = serde_json::from_str(&answer.body).expect("it is JSON");
+    assert_eq!(figures.as_object().map(serde_json::Map::len), Some(13), "{figures}");
+    node.stop().await;
+}

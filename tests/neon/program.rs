@@ -26,6 +26,12 @@ fn base_backups(server: &Pageserver) -> usize {
     server.requests().iter().filter(|request| matches!(request.what, What::BaseBackup { .. })).count()
 }
 
+fn figures(node: &Node<'_>) -> Value {
+    let (code, body) = node.request("GET", "/metrics.json", None).unwrap();
+    assert_eq!(code, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
 fn serves_reads_only(place: &Place, node: &Node<'_>) {
     node.wait_status("running");
     assert_eq!(place.sql("select answer from kept"), "42");
@@ -50,6 +56,13 @@ fn a_replica_and_a_pinned_compute_serve_a_real_cluster() {
         serves_reads_only(&place, &node);
         assert!(node.log().contains("base backup unpacked"), "{}", node.log());
         assert!(!node.log().contains(TOKEN), "the token is in the log");
+        let figures = figures(&node);
+        assert_eq!(figures["basebackup_bytes"], bytes.len(), "{figures}");
+        let figure = |name: &str| figures[name].as_u64().unwrap();
+        assert!(figure("pageserver_connect_micros") > 0, "{figures}");
+        let parts = figure("basebackup_ms") + figure("start_postgres_ms") + figure("config_ms");
+        assert!(parts <= figure("total_startup_ms"), "{figures}");
+        assert!(figure("pageserver_connect_micros") <= (figure("basebackup_ms") + 1) * 1000, "{figures}");
         // A crash: the same process fetches it all anew.
         let before = node.postmaster();
         fs::write(place.pgdata().join("mark"), "of the first life").unwrap();
@@ -58,6 +71,7 @@ fn a_replica_and_a_pinned_compute_serve_a_real_cluster() {
         serves_reads_only(&place, &node);
         assert!(!place.pgdata().join("mark").exists());
         assert_eq!(base_backups(&server), 2);
+        assert_eq!(self::figures(&node), figures, "only the first start counts");
         node.terminate();
         drop(node);
         // And so does another process.

@@ -3,7 +3,7 @@
 //! Some belong to things this build does not do yet (the file cache, remote extensions, audit logs). Those without
 //! labels read 0 from the first scrape, because scrapers ask for them.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
@@ -39,8 +39,12 @@ pub struct Attacher {
 #[derive(Debug)]
 pub(super) struct Original {
     extensions: IntGaugeVec,
+    /// In how many databases each extension is, by the last look.
+    installed: Mutex<Vec<(InstalledExtension, i64)>>,
     attached: IntGaugeVec,
     attacher: OnceLock<Attacher>,
+    /// Tenant and timeline, by the last word.
+    attached_to: Mutex<Option<(String, String)>>,
     statement_timeouts: IntCounter,
 }
 
@@ -84,17 +88,21 @@ impl Original {
                 "Statements on the catalog that Postgres cancelled at their timeout",
             ),
         );
-        Original { extensions, attached, attacher: OnceLock::new(), statement_timeouts }
+        Original {
+            extensions,
+            installed: Mutex::default(),
+            attached,
+            attacher: OnceLock::new(),
+            attached_to: Mutex::default(),
+            statement_timeouts,
+        }
     }
 
     /// In how many databases each extension is. One that is nowhere any more has no sample.
     pub(super) fn installed<'a>(&self, found: impl IntoIterator<Item = (&'a InstalledExtension, usize)>) {
-        self.extensions.reset();
-        for (extension, databases) in found {
-            let labels = [&extension.name, &extension.version, extension.owner_flag()];
-            let databases = i64::try_from(databases).unwrap_or(i64::MAX);
-            self.extensions.with_label_values(&labels).set(databases);
-        }
+        let count = |databases| i64::try_from(databases).unwrap_or(i64::MAX);
+        let found = found.into_iter().map(|(extension, databases)| (extension.clone(), count(databases)));
+        *self.installed.lock().unwrap_or_else(PoisonError::into_inner) = found.collect();
     }
 
     pub(super) fn tell_attachments_of(&self, attacher: Attacher) {
@@ -102,11 +110,22 @@ impl Original {
         let _only_the_first = self.attacher.set(attacher);
     }
 
-    /// The present tenant and timeline, and no other.
+    /// The present tenant and timeline.
     pub(super) fn attached(&self, to: Option<(&str, &str)>) {
+        let to = to.map(|(tenant, timeline)| (tenant.to_owned(), timeline.to_owned()));
+        *self.attached_to.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+
+    /// Has the samples be those of the present. Only one scrape may do it at a time.
+    pub(super) fn bring_up_to_date(&self) {
+        self.extensions.reset();
+        for (extension, databases) in self.installed.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let labels = [&extension.name, &extension.version, extension.owner_flag()];
+            self.extensions.with_label_values(&labels).set(*databases);
+        }
         let Some(Attacher { compute_id, instance_id }) = self.attacher.get() else { return };
         self.attached.reset();
-        if let Some((tenant, timeline)) = to {
+        if let Some((tenant, timeline)) = &*self.attached_to.lock().unwrap_or_else(PoisonError::into_inner) {
             self.attached.with_label_values(&[compute_id, instance_id, tenant, timeline]).set(1);
         }
     }

@@ -1,4 +1,4 @@
-//! The status over time, and how the first start went: families of our own.
+//! The status, now and over time, and how the first start went: families of our own.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -6,11 +6,13 @@ use std::time::Instant;
 use compute_states::{Cause, ComputeStatus};
 use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, IntGaugeVec, Opts, Registry};
 
-use super::register;
+use super::{BUILD_TAG, register};
 use crate::telemetry::StartupFigures;
 
 #[derive(Debug)]
 pub(super) struct States {
+    /// Exactly one sample, which tells the present status.
+    up: IntGaugeVec,
     /// 1 for the present status, 0 for every other.
     state: IntGaugeVec,
     since_entry: Gauge,
@@ -31,7 +33,15 @@ struct Present {
 impl States {
     pub(super) fn new(registry: &Registry) -> Self {
         let now = Instant::now();
-        let states = States {
+        let up = register(
+            registry,
+            IntGaugeVec::new(
+                Opts::new("compute_ctl_up", "Constant 1; the labels tell the build and the present status"),
+                &["build_tag", "status"],
+            ),
+        );
+        States {
+            up,
             state: register(
                 registry,
                 IntGaugeVec::new(
@@ -68,30 +78,35 @@ impl States {
                 ),
             ),
             present: Mutex::new(Present { status: ComputeStatus::Empty, entered: now, counted: now }),
-        };
-        states.enter(ComputeStatus::Empty, None);
-        states
+        }
     }
 
     pub(super) fn enter(&self, status: ComputeStatus, cause: Option<Cause>) {
-        self.count();
         let now = Instant::now();
-        *self.lock() = Present { status, entered: now, counted: now };
-        for other in ComputeStatus::ALL {
-            self.state.with_label_values(&[&other.to_string()]).set(i64::from(other == status));
-        }
+        let before = std::mem::replace(&mut *self.lock(), Present { status, entered: now, counted: now });
+        self.spent(before.status).inc_by((now - before.counted).as_secs_f64());
         if cause == Some(Cause::Restarting) {
             self.restarts.inc();
         }
     }
 
-    /// Brings the time up to date; before each scrape.
-    pub(super) fn count(&self) {
-        let mut present = self.lock();
+    /// Has the samples be those of the present. Only one scrape may do it at a time: what the loop does is to write the
+    /// status down, so that it need not wait for scrapes, and none of them finds a moment without a sample.
+    pub(super) fn bring_up_to_date(&self) {
         let now = Instant::now();
-        self.spent(present.status).inc_by((now - present.counted).as_secs_f64());
-        self.since_entry.set((now - present.entered).as_secs_f64());
-        present.counted = now;
+        let (status, entered, counted) = {
+            let mut present = self.lock();
+            let counted = present.counted;
+            present.counted = now.max(counted);
+            (present.status, present.entered, counted)
+        };
+        self.spent(status).inc_by((now - counted).as_secs_f64());
+        self.since_entry.set((now - entered).as_secs_f64());
+        self.up.reset();
+        self.up.with_label_values(&[BUILD_TAG, &status.to_string()]).set(1);
+        for other in ComputeStatus::ALL {
+            self.state.with_label_values(&[&other.to_string()]).set(i64::from(other == status));
+        }
     }
 
     pub(super) fn started(&self, figures: &StartupFigures) {
