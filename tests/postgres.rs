@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use compute_ctl::postgres::pgdata::{MARKER, OVERRIDE_FLAG};
 use compute_ctl::postgres::{
-    ClearRule, Contents, DataDir, Fact, Installation, PgdataError, Postmaster, SpawnError, StopMode,
-    SweepOutcome, process,
+    ClearRule, Contents, DataDir, DoorError, Fact, Installation, PgdataError, Postmaster, SpawnError,
+    StopMode, SweepOutcome, process,
 };
 use compute_ctl::storage::{Existing, Initdb, Prepared, Storage, StorageError};
 use nix::sys::signal::{Signal, kill};
@@ -475,4 +475,86 @@ async fn two_that_build_the_same_template_both_get_a_cluster() {
     assert_eq!(names(&cache).len(), 1);
     // No zombie of anything started here. What other tests start is reaped sooner or later.
     until(|| children_named("initdb").is_empty()).await;
+}
+
+/// A client that comes while the door is shut is not admitted, and if the server is told to stop before it opens,
+/// never is; if not, it is served as if nothing had been.
+#[tokio::test]
+async fn behind_a_shut_door_nobody_comes_in() {
+    let lab = Lab::new().await;
+    let pgdata = lab.cluster("data").await;
+    let (postmaster, mut facts) = lab.spawn(&pgdata);
+    assert_eq!(next(&mut facts).await, Some(Fact::Ready));
+    let inside = lab.connect().await;
+    let door = postmaster.door();
+    let shut = || {
+        loop {
+            if let Some(shut) = door.shut().unwrap() {
+                return shut;
+            }
+        }
+    };
+    let pids = async || {
+        let row = inside.query_one("select array_agg(pid) from pg_stat_activity", &[]).await.unwrap();
+        row.get::<_, Vec<i32>>(0)
+    };
+    let waiting = |count: usize| {
+        let socket = std::os::unix::net::UnixStream::connect(lab.path(".s.PGSQL.5432")).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        (count, socket)
+    };
+
+    let closed = shut();
+    let (_, stranger) = waiting(1);
+    // Sessions go on, and the one at the door is no process yet.
+    assert_eq!(closed.untold(&pids().await), 0);
+    assert!(door.shut().is_err(), "it is stopped already");
+    drop(closed);
+    // Now the stranger is being set up, which holds the door open or shows behind it.
+    until(|| door.shut().unwrap().is_some_and(|shut| shut.untold(&[]) > 0)).await;
+    patiently(async {
+        loop {
+            let told = pids().await;
+            if let Some(closed) = door.shut().unwrap()
+                && closed.untold(&told) == 1
+            {
+                break;
+            }
+        }
+    })
+    .await;
+    drop(stranger);
+    patiently(async {
+        loop {
+            let told = pids().await;
+            if let Some(closed) = door.shut().unwrap()
+                && closed.untold(&told) == 0
+            {
+                break;
+            }
+        }
+    })
+    .await;
+
+    let closed = shut();
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(lab.dir.path()).user("cloud_admin").dbname("postgres");
+    let client = tokio::spawn(async move { config.connect(tokio_postgres::NoTls).await.map(|_| ()) });
+    // It stands at the door once the kernel has taken its connection.
+    until(|| {
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+        let path = lab.path(".s.PGSQL.5432");
+        sockets.lines().filter(|line| line.ends_with(path.to_str().unwrap())).count() > 1
+    })
+    .await;
+    assert_eq!(closed.untold(&pids().await), 0);
+    assert!(postmaster.signal(StopMode::Fast));
+    drop(closed);
+    let refused = patiently(client).await.unwrap().expect_err("the server stops");
+    let told = refused.as_db_error().map(|error| error.code().code().to_owned());
+    assert!(told.is_none() || told.as_deref() == Some("57P03"), "{refused:?}");
+    let Some(Fact::Exited(status)) = next(&mut facts).await else { panic!("no exit") };
+    assert_eq!(status.code(), Some(0));
+    assert!(matches!(door.shut(), Err(DoorError::Gone)));
+    assert!(matches!(postmaster.sweep(PATIENCE).await, SweepOutcome::Clean { .. }));
 }

@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
+use crate::activity::Source;
 
 const FULL: &str =
     "-D /data/pg -C postgresql://cloud_admin@localhost:5433/postgres -i ep-1 -c /etc/config.json";
@@ -242,14 +243,16 @@ fn values_are_judged_before_anything_is_touched() {
     refused(&format!("{FULL} --restart always"), "on-failure");
     refused(&format!("{FULL} --vm-monitor-addr nowhere"), "--vm-monitor-addr");
     refused(&format!("{FULL} --lakebase-mode"), "--lakebase-mode");
+    refused(&format!("{FULL} --idle-ignores sleep"), "idle-sessions");
 }
 
 #[test]
 fn our_own_flags() {
     let options = options(&format!(
         "{FULL} --user nobody --restart on-failure --crash-linger 5s --overwrite-foreign-pgdata --journal /j \
-         --cache-dir /cache"
+         --cache-dir /cache --idle-ignores walsenders,autovacuum --idle-ignores statistics"
     ));
+    assert_eq!(options.idle_ignores, [Source::Walsenders, Source::Autovacuum, Source::Statistics]);
     assert_eq!(options.user, "nobody");
     assert_eq!(options.restart, RestartPolicy::OnFailure);
     assert_eq!(options.crash_linger, Duration::from_secs(5));

@@ -35,6 +35,8 @@ impl Script {
             Reply::PromoteSuperseded => {
                 matches!(status, TerminationPendingFast | TerminationPendingImmediate)
             }
+            Reply::NotIdle => status == Running && snapshot.activity.is_some(),
+            Reply::IdleUnknown => status == Running,
             Reply::Terminated(_) | Reply::AlreadyTerminated(_) => status == Terminated,
             Reply::Refused { status: said, .. } => status == *said,
         };

@@ -107,11 +107,10 @@ impl Watch {
             matches!(before, S::TerminationPendingFast | S::TerminationPendingImmediate | S::Terminated);
         if let Event::TerminateIfIdleRequested { mode, .. } = *event {
             let refused = matches!(reaction.verdict, Verdict::Refused(_));
+            let begun = reaction.verdict == Verdict::Taken(Cause::IdleCheckRequested);
             if down {
                 self.hastened |= mode == TerminateMode::Immediate && !refused;
-            } else if reaction.verdict == Verdict::Taken(Cause::IdleCheckRequested) {
-                self.looking = Some(mode);
-            } else if !refused && mode == TerminateMode::Immediate {
+            } else if begun || (mode == TerminateMode::Immediate && !refused) {
                 self.looking = Some(mode);
             }
         }
