@@ -43,7 +43,15 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Problem { status, text: text.into(), logged: None, original: None, plain: false, retry: false, quiet: false }
+        Problem {
+            status,
+            text: text.into(),
+            logged: None,
+            original: None,
+            plain: false,
+            retry: false,
+            quiet: false,
+        }
     }
 
     /// A fault of the body: in lower case, what it quotes included (http-api, section 2).

@@ -5,6 +5,7 @@
 #[path = "../support/http.rs"]
 mod support;
 
+mod golden;
 mod lifecycle;
 mod neighbours;
 mod openapi;
