@@ -1,6 +1,6 @@
 # `make run` starts a compute for a person at a terminal; `make test` is everything CI runs.
 .DEFAULT_GOAL := help
-.PHONY: help run test fmt lint unit doc mermaid ui fuzz-smoke diagrams bench mutants image postgres
+.PHONY: help run test fmt lint unit doc mermaid openapi ui fuzz-smoke diagrams bench mutants image postgres
 
 # Postgres refuses to run as root. As root, tests are built as root and run as an unprivileged user.
 ifeq ($(shell id -u),0)
@@ -24,7 +24,7 @@ run: postgres
 postgres:
 	@.ci/install-postgres
 
-test: postgres fmt lint unit doc mermaid ui fuzz-smoke
+test: postgres fmt lint unit doc mermaid openapi ui fuzz-smoke
 
 fmt:
 	cargo fmt --all --check
@@ -43,6 +43,9 @@ mermaid:
 
 ui: postgres
 	.ci/ui/run
+
+openapi: postgres
+	.ci/schemathesis/run
 
 fuzz-smoke:
 	.ci/fuzz-smoke

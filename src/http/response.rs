@@ -42,11 +42,21 @@ pub(super) struct Problem {
     original: Option<String>,
     plain: bool,
     retry: bool,
+    /// Whoever asks is told again and again, and the log must not be full of it.
+    quiet: bool,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Problem { status, text: text.into(), logged: None, original: None, plain: false, retry: false }
+        Problem {
+            status,
+            text: text.into(),
+            logged: None,
+            original: None,
+            plain: false,
+            retry: false,
+            quiet: false,
+        }
     }
 
     /// A fault of the body: in lower case, what it quotes included (http-api, section 2).
@@ -127,12 +137,13 @@ impl Problem {
 
     /// 503: not now, as a probe sees it.
     pub(super) fn unavailable(text: impl Into<String>) -> Self {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
+        Problem { quiet: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, text) }
     }
 
     /// 501: the original has this, and this program does not.
     pub(super) fn not_built(what: &str) -> Self {
-        Problem::new(StatusCode::NOT_IMPLEMENTED, format!("not implemented: {what}"))
+        let text = format!("not implemented: {what}");
+        Problem { quiet: true, ..Problem::new(StatusCode::NOT_IMPLEMENTED, text) }
     }
 
     /// 412: as in the original when it is built without them.
@@ -171,7 +182,9 @@ impl From<Rejected> for Problem {
 impl Reply for Problem {
     fn into_response(self) -> Response {
         let (code, text) = (self.status.as_u16(), self.logged.as_ref().unwrap_or(&self.text));
-        if self.status.is_server_error() {
+        if self.quiet {
+            tracing::debug!(code, "{text}");
+        } else if self.status.is_server_error() {
             tracing::error!(code, "{text}");
         } else {
             // The client's fault: anybody could fill the log with errors otherwise.
