@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::node::{Node, Place, eventually};
+use crate::support::node::{Node, Place};
 use crate::{Answer, admin_token, ask, compute_token, document, is_a_status, outside, write_down};
 
 /// The loop at a start: any status but these three aborts it, the first one that is answered included.
