@@ -235,6 +235,8 @@ async fn probes() {
             book.inside(&node, line, &[], "").await;
         }
         drop(waiting);
+        // A stop that hangs would be waited for.
+        node.world.set(Part::Stop, Way::Succeed);
         node.stop().await;
     }
     book.close();
