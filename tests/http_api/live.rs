@@ -321,7 +321,6 @@ async fn a_crowd_of_watchers_gets_everything_and_is_in_nobodys_way() {
         watchers.push(watcher);
     }
     // Far more than may ask at once, and still there is room for those who do.
-    const { assert!(CROWD > limits::HTTP_CONNECTIONS) };
     assert_eq!(node.get("/status").await.json()["status"], "empty");
     node.configured().await;
     let stops = tokio::spawn(node.stop());
