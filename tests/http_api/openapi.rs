@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::{Node, request, send};
 
 /// Every route, as the reference lists them (http-api, section 1), and ours: methods and whether a token is needed.
-const EXTERNAL: [(&str, &[&str], bool); 21] = [
+const EXTERNAL: [(&str, &[&str], bool); 27] = [
     ("/status", &["get", "head"], true),
     ("/metrics", &["get", "head"], false),
     ("/configure", &["post"], true),
@@ -29,6 +29,12 @@ const EXTERNAL: [(&str, &[&str], bool); 21] = [
     ("/readyz", &["get", "head"], false),
     ("/startupz", &["get", "head"], false),
     ("/openapi.json", &["get", "head"], false),
+    ("/metrics.json", &["get", "head"], true),
+    ("/history", &["get", "head"], true),
+    ("/events", &["get", "head"], true),
+    ("/fsm", &["get", "head"], true),
+    ("/refresh_configuration", &["post"], true),
+    ("/ui", &["get", "head"], false),
     ("/nothing", &[], false),
     ("/grants", &[], false),
     ("/failpoints", &[], false),
