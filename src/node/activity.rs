@@ -138,7 +138,8 @@ async fn round(
     rules: &Rules,
 ) -> Result<Look, RoundError> {
     let known = match session.take() {
-        Some(known) if known.postmaster != postmaster => None,
+        // Another Postgres serves already, so this one has crashed since the last round.
+        Some(known) if known.postmaster != postmaster => return Err(RoundError::Closed),
         Some(known) if known.connection.client().is_closed() => return Err(RoundError::Closed),
         other => other,
     };
