@@ -372,7 +372,7 @@ fn files_are_judged_first_as_check_does() {
     let ran = plan_text("{", &connstr);
     assert!(ran.code == 78 && ran.err.contains("not JSON"), "{}", ran.err);
     let ran = plan_text(r#"{"compute_ctl_config":{"jwks":{"keys":[]}}}"#, &connstr);
-    let missing = "<stdin>: fault: spec: missing; expected a spec, to be compared with what is there\n";
+    let missing = "<stdin>: fault: spec: missing; expected a spec, which says what is to be there\n";
     assert!(ran.code == 78 && ran.err.ends_with(missing), "{}", ran.err);
     let mut program = Command::new(env!("CARGO_BIN_EXE_compute_ctl"));
     let output = program.args(["plan", "/nonexistent.json", connstr[0], connstr[1]]).output().unwrap();

@@ -166,7 +166,8 @@ impl Compute {
         let answer = builder.send().await.map_err(|error| self.transport(error))?;
         match answer.status() {
             StatusCode::OK => Ok(Some(Events::new(answer))),
-            StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => Ok(None),
+            // Without them there is still the status, which is asked for every second anyway.
+            StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE => Ok(None),
             status => Err(self.refused(status, &self.body(answer).await?)),
         }
     }

@@ -54,6 +54,15 @@ pub(super) enum Denied {
     OtherHost,
 }
 
+impl From<Foreign> for Denied {
+    fn from(foreign: Foreign) -> Self {
+        match foreign {
+            Foreign::Page => Denied::WebPage,
+            Foreign::Host => Denied::OtherHost,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Claims {
     #[serde(default)]
@@ -102,10 +111,7 @@ impl Auth {
     /// Lets a request through, or says why not.
     pub(super) fn check(&self, headers: &HeaderMap) -> Result<(), Denied> {
         match &*self.0 {
-            Rule::Open => site::check(headers).map_err(|foreign| match foreign {
-                Foreign::Page => Denied::WebPage,
-                Foreign::Host => Denied::OtherHost,
-            }),
+            Rule::Open => Ok(site::check(headers)?),
             Rule::Tokens { keys, compute_id } => {
                 let token = bearer(headers).ok_or(Denied::NoToken)?;
                 let claims = keys.iter().find_map(|key| key.verify(token)).ok_or(Denied::Unverified)?;

@@ -11,21 +11,24 @@ use std::time::Instant;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
+use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 use warp::Filter;
 use warp::filters::BoxedFilter;
+use warp::http::header::CONTENT_LENGTH;
 use warp::http::{HeaderMap, HeaderValue, Method};
 use warp::path::FullPath;
 use warp::reply::{Reply, Response};
 
-use super::Context;
+use super::auth::Denied;
 use super::body::{Received, Room, Unread};
 use super::openapi::{self, About};
 use super::query::query;
 use super::response::{self, Problem, View};
 use super::server::{self, Side};
+use super::{Context, site};
 use crate::limits;
 
 /// Carries the number by which a request is found in the logs.
@@ -69,6 +72,8 @@ impl Shared {
 pub(super) enum Access {
     /// Clients with a token.
     Token,
+    /// Everybody on this machine but web pages: for what changes something on a server without tokens.
+    Local,
     /// Everybody.
     Anyone,
 }
@@ -77,6 +82,7 @@ impl Access {
     fn check(self, shared: &Shared, headers: &HeaderMap) -> Result<(), Problem> {
         match self {
             Access::Token => Ok(shared.context.auth.check(headers)?),
+            Access::Local => Ok(site::check(headers).map_err(Denied::from)?),
             Access::Anyone => Ok(()),
         }
     }
@@ -205,7 +211,8 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
                 let response = match table.find(&seen.method, seen.path.as_str()) {
                     Ok(operation) => {
                         let request = Request { shared, query, headers, body: whole(body) };
-                        operation.run(request).await.into_response()
+                        let response = operation.run(request).await.into_response();
+                        if seen.method == Method::HEAD { without_body(response) } else { response }
                     }
                     Err(missing) => response::not_routed(missing),
                 };
@@ -213,6 +220,15 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
             }
         })
         .boxed()
+}
+
+/// The same without its body, which hyper leaves out by itself over HTTP/1 only.
+fn without_body(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.entry(CONTENT_LENGTH).or_insert(length.into());
+    }
+    Response::from_parts(parts, Response::default().into_body())
 }
 
 impl Operation {

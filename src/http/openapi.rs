@@ -229,6 +229,12 @@ fn describe(operation: &Operation, path: &str, auth: &Auth) -> Value {
             add(&mut responses, code, &Answer { meanings: vec![meaning.to_owned()], content });
         }
     }
+    if operation.access == Access::Local {
+        let content = [(JSON, error.clone())].into();
+        let meanings =
+            vec!["a web page asks, or the request was sent to a name that is not this machine's".to_owned()];
+        add(&mut responses, "403", &Answer { meanings, content });
+    }
     for (code, answer) in answers {
         add(&mut responses, code, answer);
     }

@@ -82,27 +82,27 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
 
 /// The routes of the internal server, which Postgres uses.
 pub fn internal(context: Context) -> BoxedFilter<(Response,)> {
-    use Access::Anyone;
+    use Access::{Anyone, Local};
     const NAMES: usize = limits::HTTP_BODY_BYTES;
     dispatch::serve(
         Side::Internal,
         context,
         vec![
-            Operation::post("/refresh_configuration", Anyone, inside::refresh(), asked(refresh)),
-            Operation::post("/grants", Anyone, inside::grant(), json(NAMES, postgres::grant)),
+            Operation::post("/refresh_configuration", Local, inside::refresh(), asked(refresh)),
+            Operation::post("/grants", Local, inside::grant(), json(NAMES, postgres::grant)),
             Operation::post(
                 "/extensions",
-                Anyone,
+                Local,
                 inside::install_extension(),
                 json(NAMES, postgres::install_extension),
             ),
             Operation::post(
                 "/extension_server/{*filename}",
-                Anyone,
+                Local,
                 inside::remote_extension(),
                 asked(absent::remote_extension),
             ),
-            Operation::post("/failpoints", Anyone, inside::failpoints(), json(NAMES, absent::failpoints)),
+            Operation::post("/failpoints", Local, inside::failpoints(), json(NAMES, absent::failpoints)),
             Operation::get("/livez", Anyone, about::live(), asked(probes::live)),
             Operation::get("/readyz", Anyone, about::ready(), asked(probes::ready)),
             Operation::get("/startupz", Anyone, about::started(), asked(probes::started)),
@@ -210,6 +210,12 @@ fn termination(query: &str) -> Result<Termination, Problem> {
     #[derive(Deserialize)]
     struct Query {
         mode: TerminateMode,
+    }
+    let names = form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name);
+    let meant = |name: &str| name.to_ascii_lowercase().replace(['-', '_'], "") == "ifidle";
+    // Anything else that is not known is ignored. This would end a compute that is in use.
+    if let Some(name) = names.into_iter().find(|name| name != "if_idle" && meant(name)) {
+        return Err(Problem::bad_query(&format!("unknown field `{name}`, expected `if_idle`")));
     }
     let conditional = form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "if_idle");
     let read = match conditional {

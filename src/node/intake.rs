@@ -25,6 +25,12 @@ impl Intake {
         let (revision, held) = self.0.insert(stored);
         Ok((SpecOutline { revision: Revision(revision), final_sync }, held))
     }
+
+    /// What the machine knows of a spec that is kept.
+    pub(super) fn outline(&self, revision: Revision) -> Option<SpecOutline> {
+        let stored = self.0.get(revision.0)?;
+        Some(SpecOutline { revision, final_sync: stored.resolved.final_sync() })
+    }
 }
 
 impl SpecIntake for Intake {

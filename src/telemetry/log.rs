@@ -30,8 +30,8 @@ static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Installs the subscriber for the whole process and starts the thread that writes. The filter comes from
 /// `RUST_LOG` and is `info` without it, or if it cannot be parsed. Text has no colour and no target, as the original's
-/// readers expect (cli, section 3). Spans also go to `traces`. Panics are told to the log as well: the standard hook writes by itself, and
-/// would wait for a stalled reader in the thread that panicked.
+/// readers expect (cli, section 3). Spans also go to `traces`. Panics are told to the log as well: the standard hook
+/// writes by itself, and would wait for a stalled reader in the thread that panicked.
 ///
 /// A second call is without effect, so tests may call it.
 ///
@@ -72,6 +72,11 @@ pub fn init(format: LogFormat, traces: Option<&Traces>) -> io::Result<()> {
     };
     thread::Builder::new().name("log".into()).spawn(write)?;
     Ok(())
+}
+
+/// Whether lines are JSON.
+pub(crate) fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
 }
 
 /// Waits until everything logged so far is written, for this long at most.

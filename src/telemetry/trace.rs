@@ -101,7 +101,11 @@ impl Traces {
 
 /// The span of a request to one of our servers. It tells nothing of what the headers carry, tokens for one, and continues
 /// the trace that they name.
+/// Nothing where nobody would see it: clients poll.
 pub(crate) fn request<B>(request: &warp::http::Request<B>) -> Span {
+    if !ON.load(Ordering::Relaxed) && !super::log::is_json() {
+        return Span::none();
+    }
     let cut = |text: &str| text.chars().take(limits::TRACE_URL).collect::<String>();
     let uri = request.uri();
     let span = tracing::info_span!(
@@ -112,11 +116,22 @@ pub(crate) fn request<B>(request: &warp::http::Request<B>) -> Span {
         network.protocol.version = protocol(request.version()),
         otel.kind = "server",
         url.path = cut(uri.path()),
-        url.query = uri.query().map(cut),
+        url.query = uri.query().map(|query| cut(&shown(query))),
         http.response.status_code = tracing::field::Empty,
     );
     continue_request(&span, request.headers());
     span
+}
+
+/// A query without the values of what no route knows: somebody may have put a token there.
+fn shown(query: &str) -> String {
+    const KNOWN: [&str; 7] =
+        ["mode", "if_idle", "limit", "last_event_id", "database", "is_library", "from_endpoint"];
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if !KNOWN.contains(&name) => format!("{name}=…"),
+        _ => pair.to_owned(),
+    });
+    pairs.collect::<Vec<_>>().join("&")
 }
 
 fn protocol(version: Version) -> &'static str {

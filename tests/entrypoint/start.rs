@@ -202,6 +202,13 @@ fn standalone_needs_no_token_and_tells_a_person_how_to_connect() {
     let port: u16 = find("http://127.0.0.1:").split('/').next().unwrap().parse().unwrap();
     let (code, body) = http(port, "GET", "/status", None, None).unwrap();
     assert!(code == 200 && body.contains(r#""status":"running""#), "{code} {body}");
+    // There is nowhere to look for another spec, so there is none.
+    assert_eq!(http(port, "POST", "/refresh_configuration", None, None).unwrap().0, 200);
+    node.wait("the end of the refresh", |_| {
+        let (_, history) = http(port, "GET", "/history?limit=1", None, None).ok()?;
+        let ended = r#""from":"refresh_configuration_pending","to":"running""#;
+        history.contains(ended).then_some(())
+    });
     let before = place.processes();
     let (code, _) = http(port, "POST", "/terminate?mode=immediate", None, None).unwrap();
     assert_eq!(code, 200);

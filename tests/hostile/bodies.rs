@@ -29,7 +29,7 @@ fn a_gibibyte_is_not_taken() {
     let mut chunk = format!("{MIB:x}\r\n").into_bytes();
     chunk.extend([zeros.as_slice(), b"\r\n"].concat());
     let with_body = |line: &str| {
-        format!("{line} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{announced}\r\n\r\n")
+        format!("{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{announced}\r\n\r\n")
             .into_bytes()
     };
     // Beyond what the server reads there is what the two sockets hold.

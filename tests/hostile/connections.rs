@@ -30,7 +30,7 @@ fn ten_thousand_idle_connections_keep_nobody_out() {
             0 => {}
             // Slowly, and never more.
             1 => stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: ").unwrap(),
-            _ => stream.write_all(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").unwrap(),
+            _ => stream.write_all(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap(),
         }
         idle.push(stream);
         if number % 500 == 0 {

@@ -22,7 +22,7 @@ fn every_one_of_many_terminations_is_answered_before_the_program_goes() {
     });
     let before = place.processes();
     let head = format!(
-        "POST /terminate?mode=immediate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 0\r\n\r\n",
+        "POST /terminate?mode=immediate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 0\r\n\r\n",
         token(COMPUTE_ID)
     );
     let asked = 2 * Policy::default().max_waiters;

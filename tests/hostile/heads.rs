@@ -9,7 +9,7 @@ use crate::support::node::{COMPUTE_ID, Place, http, token};
 use crate::{MIB, Siege, code, connect, post, rest};
 
 fn get(path: &str, more: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n").into_bytes()
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n").into_bytes()
 }
 
 #[test]
@@ -65,8 +65,15 @@ fn what_is_not_utf_8_is_an_answer_and_nothing_else() {
     let siege = Siege::lay(&place);
     let bearer = format!("Authorization: Bearer {}\r\n", token(COMPUTE_ID));
     let line = |path: &[u8], more: &[u8]| {
-        [b"GET ", path, b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", bearer.as_bytes(), more, b"\r\n"]
-            .concat()
+        [
+            b"GET ",
+            path,
+            b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n",
+            bearer.as_bytes(),
+            more,
+            b"\r\n",
+        ]
+        .concat()
     };
     let with_body = |body: &[u8]| {
         let more = format!("Connection: close\r\nContent-Length: {}", body.len());
@@ -86,11 +93,12 @@ fn what_is_not_utf_8_is_an_answer_and_nothing_else() {
         (line(b"/status", b"Accept-Charset: \xc3\x28\r\n"), &[200]),
         (get("/status", "Authorization: Bearer \u{fffd}\r\n"), &[400, 401]),
         (
-            b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: \xff\r\n\r\n".to_vec(),
+            b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: \xff\r\n\r\n"
+                .to_vec(),
             &[400],
         ),
-        (b"\xff\xfe /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_vec(), &[400]),
-        (b"GET /status HTTP/\xff\r\nHost: x\r\nConnection: close\r\n\r\n".to_vec(), &[400]),
+        (b"\xff\xfe /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_vec(), &[400]),
+        (b"GET /status HTTP/\xff\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_vec(), &[400]),
         (with_body(b"\xff"), &[400]),
         (with_body(b"{\"spec\": \"\xff\"}"), &[400, 422]),
         (with_body(b"{\"\xc3\x28\": 1}"), &[400, 422]),
@@ -99,8 +107,8 @@ fn what_is_not_utf_8_is_an_answer_and_nothing_else() {
         let code = code(place.external, &bytes).unwrap_or_else(|| panic!("no answer to {shown:?}"));
         assert!(wanted.contains(&code), "{shown:?}: {code}");
     }
-    let plain =
-        b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: \xff\r\n\r\n".to_vec();
+    let plain = b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: \xff\r\n\r\n"
+        .to_vec();
     assert_eq!(code(place.internal, &plain), Some(404));
     siege.ends_within(16 * MIB);
 }
@@ -116,7 +124,7 @@ fn requests_that_come_all_at_once_are_answered_in_turn() {
         .enumerate()
         .map(|(at, id)| {
             let last = if at + 1 == ids.len() { "Connection: close\r\n" } else { "" };
-            format!("GET /nowhere HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id}\r\n{last}\r\n")
+            format!("GET /nowhere HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\n{last}\r\n")
         })
         .collect();
     stream.write_all(all.as_bytes()).unwrap();
@@ -130,7 +138,7 @@ fn requests_that_come_all_at_once_are_answered_in_turn() {
 fn clients_that_ask_and_never_read_are_not_served_endlessly() {
     let place = Place::new();
     let siege = Siege::lay(&place);
-    let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
     let clients = 30;
     let mut streams = Vec::new();
     for _ in 0..clients {
@@ -152,10 +160,10 @@ fn a_client_that_has_nothing_more_to_say_is_answered() {
     let siege = Siege::lay(&place);
     for (port, bytes, wanted) in [
         (place.external, get("/metrics", ""), "HTTP/1.1 200 "),
-        (place.external, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), "HTTP/1.1 200 "),
+        (place.external, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), "HTTP/1.1 200 "),
         (
             place.internal,
-            b"POST /refresh_configuration HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+            b"POST /refresh_configuration HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
             "HTTP/1.1 500 ",
         ),
     ] {

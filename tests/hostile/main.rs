@@ -54,7 +54,7 @@ impl<'a> Siege<'a> {
     /// Ends it: the most it needed beyond the calm is less than so many bytes, and it stops in order.
     fn ends_within(self, bytes: usize) {
         self.others_are_served();
-        let grown = peak(&self.node) - self.calm;
+        let grown = peak(&self.node).saturating_sub(self.calm);
         println!("{} KiB more at the most", grown / 1024);
         assert!(grown < bytes, "{grown} bytes more");
         assert!(!self.node.log().contains("panicked"), "{}", self.node.log());
@@ -105,7 +105,7 @@ fn code(port: u16, bytes: &[u8]) -> Option<u16> {
 fn post(path: &str, more: &str) -> Vec<u8> {
     let token = token(COMPUTE_ID);
     format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
          Content-Type: application/json\r\n{more}\r\n\r\n"
     )
     .into_bytes()

@@ -47,7 +47,10 @@ async fn what_is_wrong_with_the_condition_is_told_like_the_mode() {
         ("if_idle=true&if_idle=true", "duplicate field `if_idle`"),
         ("if_idle=true&mode=bogus", "mode: unknown variant `bogus`, expected `fast` or `immediate`"),
         ("mode=bogus", "mode: unknown variant `bogus`, expected `fast` or `immediate`"),
-        ("If_idle=true", "missing field `mode`"),
+        // Taken for something that is ignored, these would end a compute that is in use.
+        ("If_idle=true", "unknown field `If_idle`, expected `if_idle`"),
+        ("mode=fast&if-idle=true", "unknown field `if-idle`, expected `if_idle`"),
+        ("mode=fast&IFIDLE", "unknown field `IFIDLE`, expected `if_idle`"),
         ("", "missing field `mode`"),
     ] {
         let answer = node.post(&format!("/terminate?{query}"), "").await;

@@ -4,6 +4,7 @@ use compute_ctl::activity::{Activity, Kind, Seen, Sighting};
 use compute_ctl::http::{self, Auth, BindSpec, ExternalAddress, Listeners, ServeError};
 use compute_ctl::limits;
 use compute_states::{ComputeStatus, Policy};
+use hyper::body::Body as _;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -155,6 +156,18 @@ async fn http_2_is_spoken_with_prior_knowledge() {
         assert_eq!(answer.status(), code, "{path}");
         assert!(answer.headers().contains_key("x-request-id"));
     }
+    // Only the head of an answer, and for an answer without an end as well.
+    let token = signed(&json!({ "compute_id": COMPUTE_ID }));
+    for (path, length) in [("/status", true), ("/events", false)] {
+        let request = hyper::Request::head(format!("http://localhost{path}"))
+            .header("authorization", format!("Bearer {token}"))
+            .body(String::new())
+            .expect("a request");
+        let answer = sender.send_request(request).await.expect("an answer");
+        assert_eq!(answer.status(), 200, "{path}");
+        assert_eq!(answer.headers().contains_key("content-length"), length, "{path}");
+        assert!(answer.body().is_end_stream(), "{path}");
+    }
     drop(sender);
     node.stop().await;
     client.await.expect("no panic").expect("an orderly end");
@@ -164,10 +177,31 @@ async fn http_2_is_spoken_with_prior_knowledge() {
 async fn both_loopback_addresses_serve_the_internal_routes() {
     let node = Node::empty().await;
     for address in &node.internal {
-        let answer =
-            send(*address, b"POST /refresh_configuration HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                .await;
+        let answer = send(
+            *address,
+            b"POST /refresh_configuration HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+        )
+        .await;
         assert_eq!(answer.status, "500 Internal Server Error");
+    }
+    node.stop().await;
+}
+
+/// Whoever is on the machine may use the internal server, but not what a browser on it has loaded elsewhere.
+#[tokio::test]
+async fn the_internal_server_is_not_for_web_pages() {
+    let node = Node::empty().await;
+    for path in ["/refresh_configuration", "/grants", "/extensions", "/extension_server/x", "/failpoints"] {
+        for (head, error) in [
+            ("host: localhost\r\norigin: https://example.com", "requests from web pages are not accepted"),
+            ("host: example.com", "requests"),
+        ] {
+            let request =
+                format!("POST {path} HTTP/1.1\r\n{head}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+            let answer = send(node.internal[0], request.as_bytes()).await;
+            assert_eq!(answer.status, "403 Forbidden", "{path}");
+            assert!(answer.body.contains(error), "{path}: {}", answer.body);
+        }
     }
     node.stop().await;
 }

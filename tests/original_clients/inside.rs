@@ -68,7 +68,7 @@ fn neither_server_has_the_routes_of_the_other() {
         let answer = ask(("localhost", place.internal), "POST", path, &[], "").expect(404);
         assert_eq!(answer.body, "");
     }
-    for path in ["/grants", "/extensions", "/refresh_configuration", "/extension_server/x"] {
+    for path in ["/grants", "/extensions", "/extension_server/x"] {
         let answer = outside(&place, "", "POST", path, None).expect(404);
         assert_eq!(answer.body, "");
     }

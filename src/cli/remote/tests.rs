@@ -212,6 +212,8 @@ fn a_status_is_waited_for_until_it_comes_or_will_not() {
     let (code, out, _) = running.run(until(false, ComputeStatus::Running), false);
     assert_eq!(code, ExitCode::Ok);
     assert!(out.starts_with("status       running\n"), "{out}");
+    let (_, out, _) = played(&["init", "running"], None).run(until(false, ComputeStatus::Running), true);
+    assert_eq!(serde_json::from_str::<Value>(&out).ok(), Some(status("running")));
     let failed = played(&["init", "failed"], None);
     assert_eq!(failed.run(until(false, ComputeStatus::Running), false).0, ExitCode::NotServing);
     let timeout =

@@ -43,6 +43,7 @@ pub(super) async fn watch(
         stream: Stream::Due,
         last_event: None,
         seen: None,
+        answer: String::new(),
         changes: VecDeque::new(),
         drawn: 0,
         unread: false,
@@ -68,6 +69,8 @@ struct Watcher<'a, 's> {
     last_event: Option<String>,
     /// The last status, and since when.
     seen: Option<(Status, Instant)>,
+    /// The same, as it was sent.
+    answer: String,
     changes: VecDeque<String>,
     /// Lines on the terminal that the next drawing replaces.
     drawn: usize,
@@ -130,7 +133,11 @@ impl Watcher<'_, '_> {
         // A cancelled wait for the next event loses none: what has come stays in the parser.
         match timeout(limits::WATCH, events.next()).await {
             Err(_) => {}
-            Ok(None) => self.stream = Stream::Due,
+            Ok(None) => {
+                self.stream = Stream::Due;
+                // Whoever sends nothing and ends must not be asked again and again.
+                sleep(limits::WATCH).await;
+            }
             Ok(Some(event)) => self.note(&event),
         }
     }
@@ -138,6 +145,9 @@ impl Watcher<'_, '_> {
     fn note(&mut self, event: &Event) {
         if !event.id.is_empty() {
             self.last_event = Some(event.id.clone());
+        }
+        if event.kind == "gap" {
+            return self.change("(changes that are not kept any more)".to_owned(), &event.data);
         }
         let Ok(transition) = serde_json::from_str::<Transition>(&event.data) else { return };
         self.change(transition.line(), &event.data);
@@ -164,12 +174,12 @@ impl Watcher<'_, '_> {
         let since = before.filter(|(seen, _)| *seen == now).map_or_else(Instant::now, |(_, since)| since);
         match before {
             None if self.wanted.draw && (self.wanted.json || !self.streams.out_is_terminal) => {
-                let body = String::from_utf8_lossy(&answer.body).trim_end().to_owned();
                 let line = format!("{}  {now}", Timestamp::now());
-                self.print(if self.wanted.json { &body } else { &line });
+                let body = String::from_utf8_lossy(&answer.body);
+                self.print(if self.wanted.json { body.trim_end() } else { &line });
             }
             // Told by nobody, so it has been seen.
-            Some((seen, _)) if seen != now && matches!(self.stream, Stream::Never) => {
+            Some((seen, _)) if seen != now && !matches!(self.stream, Stream::Held(_)) => {
                 let line = format!("{}  {seen} -> {now}", Timestamp::now());
                 let body = String::from_utf8_lossy(&answer.body).trim_end().to_owned();
                 self.change(line, &body);
@@ -177,6 +187,7 @@ impl Watcher<'_, '_> {
             _ => {}
         }
         self.seen = Some((status, since));
+        self.answer = String::from_utf8_lossy(&answer.body).trim_end().to_owned();
         if self.wanted.draw && self.streams.out_is_terminal && !self.wanted.json {
             self.draw();
         }
@@ -193,7 +204,7 @@ impl Watcher<'_, '_> {
             _ => return None,
         };
         if let (Some((status, _)), false) = (&self.seen, self.wanted.draw) {
-            let text = show::status(status);
+            let text = if self.wanted.json { format!("{}\n", self.answer) } else { show::status(status) };
             return Some(self.streams.finish(&text, outcome));
         }
         Some(outcome)

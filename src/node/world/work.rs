@@ -337,6 +337,10 @@ impl Parts {
         token: &CancellationToken,
     ) -> Result<Done, WorkError> {
         let Some(source) = &self.source else {
+            // A spec of this program's own making cannot have changed.
+            if let Some(spec) = applied.and_then(|applied| self.intake.outline(applied)) {
+                return Ok(Done::Fetched(FetchedSpec::Spec { spec, same_pageservers: true }));
+            }
             let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
             return Err(WorkError::plain(FailureClass::Permanent, text));
         };
