@@ -119,7 +119,10 @@ impl Slice {
                 let touches = (refreshes(from) || refreshes(to)) && !ends(to) && !by_postgres;
                 touches || detached || latched
             }
-            Slice::Promotion => beside && cause != Cause::PromotionKept || cause == Cause::PromotedUnapplied,
+            Slice::Promotion => {
+                beside && cause != Cause::PromotionKept
+                    || matches!(cause, Cause::PromotedUnapplied | Cause::RefreshOvertaken)
+            }
             Slice::Termination => ends(to),
             Slice::Failure => (from == Failed || to == Failed) && !ends(to),
         }

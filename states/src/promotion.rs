@@ -5,6 +5,12 @@
 //! and takes turns with everything else that changes the node: it begins only in `Running`, waits there for
 //! whatever is under way, and while it is under way itself nothing else begins.
 //!
+//! What it waits for is work, which ends, and never the pauses of a refresh, which go on for as long as the control
+//! plane is away: in a failover the primary is dead, a refresh looks for where the storage is now, and nobody may be
+//! there to say. So the refresh is asked once; if that fails the promotion goes before it, and the refresh is done
+//! after. Only where a spec is wanted that could not be applied there is nothing whole to promote, and whoever waits
+//! hears that.
+//!
 //! ```text
 //! Idle ──> Queued ──> Promoting ──> Applying ──> Done
 //!   └──────────────────^   │            └──────> Unapplied ──> Done
@@ -26,7 +32,7 @@ use crate::idle_check;
 use crate::ids::{Epoch, Lsn, RequestId};
 use crate::state::{
     Base, Compute, ConfigurationPending, Failed, FaultKind, Identities, IdentityVisitor,
-    RefreshConfigurationPending, Running, Server, State, Unapplied,
+    RefreshConfigurationPending, Running, Server, State, Unapplied, Waiting,
 };
 use crate::status::ComputeStatus;
 use crate::verdict::{Cause, Refusal, Step};
@@ -80,6 +86,13 @@ enum Place<'a> {
     Running(&'a mut Running),
     /// One has to wait for what is under way.
     Busy,
+    /// One can begin instead of the pause of a refresh, before the next fetch.
+    Pausing {
+        /// What serves, as wanted.
+        server: Server,
+        /// The end of the pause.
+        timer: Epoch,
+    },
     /// There can be none.
     Elsewhere(ComputeStatus),
 }
@@ -93,9 +106,15 @@ impl Place<'_> {
             | State::Configuration(_)
             | State::RefreshConfigurationPending(RefreshConfigurationPending {
                 base: Base::Serving { .. },
+                waiting: Waiting::Fetch(_),
                 ..
             })
             | State::RefreshConfiguration(_) => Place::Busy,
+            State::RefreshConfigurationPending(RefreshConfigurationPending {
+                base: Base::Serving { server, unapplied: None },
+                waiting: Waiting::Backoff(timer),
+                ..
+            }) => Place::Pausing { server: *server, timer: *timer },
             State::Empty(_)
             | State::ConfigurationPending(_)
             | State::Init(_)
@@ -122,6 +141,17 @@ impl Promotion {
             step.reply(request, reply);
         }
     }
+
+    /// Answers whoever waits, and forgets what had not been done.
+    fn give_up(&mut self, step: &mut Step, reply: Reply) {
+        self.stage = match self.stage {
+            Stage::Idle | Stage::Queued { .. } | Stage::Promoting { .. } => Stage::Idle,
+            Stage::Applying { .. } | Stage::Unapplied => Stage::Unapplied,
+            Stage::Done => Stage::Done,
+        };
+        self.refresh = false;
+        self.answer(step, reply);
+    }
 }
 
 /// Looks at an event before the state does, and takes what concerns promotions.
@@ -133,6 +163,12 @@ pub(crate) fn before(
 ) -> Outcome<State> {
     if let Event::PromoteRequested { request, spec, lsn } = *event {
         return requested(state, compute, step, request, spec, lsn);
+    }
+    if let State::RefreshConfigurationPending(refresh) = state
+        && let Event::FetchFailed { epoch, .. } = *event
+        && refresh.waiting == Waiting::Fetch(epoch)
+    {
+        return fetch_failed(&refresh.base, compute, step);
     }
     let State::Running(running) = state else { return Outcome::Super };
     let Some(work) = compute.promotion.work() else { return Outcome::Super };
@@ -163,19 +199,36 @@ pub(crate) fn after(state: &mut State, compute: &mut Compute, step: &mut Step) {
             compute.promotion.stage = Stage::Done;
             compute.promotion.answer(step, Reply::Promoted);
         }
-        (Place::Running(_) | Place::Busy, _) => {}
-        (Place::Elsewhere(status), stage) => {
-            compute.promotion.stage = match stage {
-                Stage::Idle | Stage::Queued { .. } | Stage::Promoting { .. } => Stage::Idle,
-                Stage::Applying { .. } | Stage::Unapplied => Stage::Unapplied,
-                Stage::Done => Stage::Done,
+        (Place::Running(_) | Place::Busy | Place::Pausing { .. }, _) => {}
+        (Place::Elsewhere(status), _) => {
+            let reply = match status {
+                ComputeStatus::Failed | ComputeStatus::RefreshConfigurationPending => Reply::PromoteFailed,
+                _ => Reply::PromoteSuperseded,
             };
-            compute.promotion.refresh = false;
-            let failed = status == ComputeStatus::Failed;
-            let reply = if failed { Reply::PromoteFailed } else { Reply::PromoteSuperseded };
-            compute.promotion.answer(step, reply);
+            compute.promotion.give_up(step, reply);
         }
     }
+}
+
+/// Begins before a refresh that reaches nobody, or is given up, so that none waits for a pause.
+fn fetch_failed(base: &Base, compute: &mut Compute, step: &mut Step) -> Outcome<State> {
+    match (*base, compute.promotion.stage) {
+        (Base::Serving { server, unapplied: None }, Stage::Queued { .. }) => {
+            let target = overtake(compute, step, server);
+            step.go(Cause::RefreshOvertaken, target)
+        }
+        (Base::Serving { unapplied: Some(_), .. }, _) => {
+            compute.promotion.give_up(step, Reply::PromoteFailed);
+            Outcome::Super
+        }
+        _ => Outcome::Super,
+    }
+}
+
+/// Where a queued promotion begins, with the refresh after it.
+fn overtake(compute: &mut Compute, step: &mut Step, server: Server) -> State {
+    compute.promotion.refresh = true;
+    Running::begin(step, compute, server, false)
 }
 
 fn requested(
@@ -202,6 +255,13 @@ fn requested(
             compute.promotion.waiting.push(request);
             compute.promotion.stage = Stage::Queued { spec, lsn };
             step.latch(Cause::PromotionQueued, None)
+        }
+        (Stage::Idle, Place::Pausing { server, timer }) => {
+            step.cancel(timer);
+            compute.promotion.waiting.push(request);
+            compute.promotion.stage = Stage::Queued { spec, lsn };
+            let target = overtake(compute, step, server);
+            step.go(Cause::PromoteRequested, target)
         }
         _ if compute.promotion.waiting.len() >= compute.policy.max_waiters => {
             step.refuse_request(request, Refusal::TooManyWaiters, status);

@@ -50,6 +50,7 @@ pub enum Cause {
     StartAgain,
     Detached,
     FetchFailed,
+    RefreshOvertaken,
     BackoffOver,
     Refreshed,
     RefreshApplyFailed,
@@ -128,6 +129,7 @@ impl fmt::Display for Cause {
             Cause::StartAgain => "fetched a spec to start with",
             Cause::Detached => "control plane has no spec for this compute",
             Cause::FetchFailed => "spec could not be fetched",
+            Cause::RefreshOvertaken => "spec could not be fetched, and a promotion goes first",
             Cause::BackoffOver => "pause between attempts is over",
             Cause::Refreshed => "compute has been re-configured",
             Cause::RefreshApplyFailed => "fetched spec could not be applied",
@@ -181,7 +183,8 @@ pub enum Refusal {
     /// Not in this state (`/refresh_configuration`). Postgres relies on hearing it: it starts the clock after
     /// which a query stuck on a moved pageserver is cancelled.
     CannotRefresh,
-    /// There is no Postgres that could be promoted, or something has failed (`/promote`).
+    /// There is no Postgres that could be promoted, or something has failed, or a refresh pauses after a spec that
+    /// could not be applied (`/promote`).
     CannotPromote,
     /// A promotion is under way (`/configure`, `/terminate?if_idle=true`). It takes a minute at most.
     Promoting,

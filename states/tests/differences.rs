@@ -1,7 +1,9 @@
 //! Histories in which the machine and the reference table once differed and the decisions sided with the table. Each
 //! goes through both, and what matters most about its last step is said here once more.
 
-use compute_states::{ComputeStatus, Effect, Exit, ExitReason, Machine, Policy, TerminateMode, Timer};
+use compute_states::{
+    ComputeStatus, Effect, EffectKind, Exit, ExitReason, Machine, Policy, Reply, TerminateMode, Timer,
+};
 
 mod harness;
 mod reference;
@@ -127,4 +129,68 @@ fn a_terminate_during_the_sync_after_a_crash_syncs_all_the_same() {
     ]);
     let sync = effects.iter().any(|effect| matches!(effect, Effect::FinalSync { .. }));
     assert!(sync, "{effects:?}");
+}
+
+const PROMOTE: Input = Input::Promote { final_sync: true };
+
+/// A node that serves, whose storage is suspected to have moved.
+const HINTED: [Input; 5] = [Input::Booted { spec: Some(true) }, PREPARED, READY, APPLIED, Input::Hint];
+
+fn hinted(further: &[Input]) -> (ComputeStatus, Vec<Effect>) {
+    last_of(&[&HINTED, further].concat())
+}
+
+fn kinds(effects: &[Effect]) -> Vec<EffectKind> {
+    effects.iter().map(Effect::kind).collect()
+}
+
+fn promotions_failed(effects: &[Effect]) -> usize {
+    let failed = |effect: &&Effect| matches!(effect, Effect::Reply { reply: Reply::PromoteFailed, .. });
+    effects.iter().filter(failed).count()
+}
+
+/// In a failover the primary is dead, which is what raised the hint, and the control plane may be away. A promotion
+/// behind the refresh would never have begun.
+#[test]
+fn a_promotion_goes_before_a_refresh_that_reaches_nobody() {
+    let (status, effects) = hinted(&[PROMOTE, bad(Thing::Fetch)]);
+    assert_eq!((status, kinds(&effects)), (ComputeStatus::Running, vec![EffectKind::Promote]));
+}
+
+#[test]
+fn a_promotion_ends_the_pause_of_a_refresh() {
+    let (status, effects) = hinted(&[bad(Thing::Fetch), PROMOTE]);
+    assert_eq!(status, ComputeStatus::Running);
+    assert_eq!(kinds(&effects), [EffectKind::Cancel, EffectKind::Promote]);
+}
+
+/// The refresh was accepted, and the pageservers may be wrong ones for the primary, too.
+#[test]
+fn a_refresh_that_a_promotion_went_before_is_done_after_it() {
+    let promoted = [good(Thing::Promote), APPLIED, fired(Timer::LatchedRefresh)];
+    let failed = [bad(Thing::Promote), fired(Timer::LatchedRefresh)];
+    for overtaken in [[PROMOTE, bad(Thing::Fetch)], [bad(Thing::Fetch), PROMOTE]] {
+        for after in [&promoted[..], &failed[..]] {
+            let (status, effects) = hinted(&[&overtaken[..], after].concat());
+            assert_eq!(status, ComputeStatus::RefreshConfigurationPending, "{after:?}");
+            assert_eq!(kinds(&effects), [EffectKind::FetchSpec], "{after:?}");
+        }
+    }
+}
+
+/// What serves is not what is wanted, so that there is nothing whole to promote; whoever asks hears it at once.
+#[test]
+fn a_promotion_does_not_wait_for_a_spec_that_cannot_be_applied() {
+    let moved = Outcome::Found { same: false, final_sync: true };
+    let found = Input::Ended { work: Thing::Fetch, outcome: moved, back: 0 };
+    let (status, effects) = hinted(&[found, PROMOTE, bad(Thing::Apply)]);
+    assert_eq!((status, promotions_failed(&effects)), (ComputeStatus::RefreshConfigurationPending, 1));
+
+    let again = [found, bad(Thing::Apply), fired(Timer::RefreshBackoff), PROMOTE, PROMOTE, bad(Thing::Fetch)];
+    let (status, effects) = hinted(&again);
+    assert_eq!((status, promotions_failed(&effects)), (ComputeStatus::RefreshConfigurationPending, 2));
+
+    let (status, effects) = hinted(&[found, bad(Thing::Apply), PROMOTE]);
+    assert_eq!(status, ComputeStatus::RefreshConfigurationPending);
+    assert!(matches!(effects[..], [Effect::Reply { reply: Reply::Refused { .. }, .. }]), "{effects:?}");
 }

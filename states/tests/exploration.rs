@@ -326,6 +326,8 @@ fn every_shape_is_sound() {
                 assert_eq!(origin, Some(expected), "{machine:#?}");
                 let gone = matches!(state.base, Base::Gone { .. });
                 assert!(!gone || machine.compute().postmaster.is_none(), "{machine:#?}");
+                let pause = matches!(state.waiting, Waiting::Backoff(_));
+                assert!(!pause || promotion.waiting.is_empty(), "waits for a pause: {machine:#?}");
             }
             State::Terminated(state) => {
                 assert!(state.linger.is_some(), "followed past the end: {machine:#?}")

@@ -94,6 +94,8 @@ impl World {
         );
         let pending = status == ComputeStatus::RefreshConfigurationPending;
         let fetching = self.work.iter().any(|(work, _)| *work == Work::Fetch);
+        let kept = pending && !self.machine.compute().promotion.waiting.is_empty();
+        self.note("a promotion waits for a pause", !kept || fetching);
         self.note("a refresh without fetch or timer", !pending || fetching || !self.timers.is_empty());
         self.note("terminated and owing", status != ComputeStatus::Terminated || self.owed.is_empty());
     }

@@ -113,7 +113,7 @@ fn seeded_walks_reach_every_cell_there_is() {
         }
     }
     // Every cause there is, counted by hand when one is added: the generator has to reach that, too.
-    assert_eq!(causes.len(), 71, "{causes:?}");
+    assert_eq!(causes.len(), 72, "{causes:?}");
     let all = ComputeStatus::ALL.len() * EventKind::ALL.len();
     println!("{} steps, {} of {all} cells, {} causes", 20 * steps, cells.len(), causes.len());
     for status in ComputeStatus::ALL {

@@ -31,7 +31,12 @@ impl Script {
             // In `Running` it waits for a promotion.
             Reply::RefreshAccepted => matches!(status, RefreshConfigurationPending | Init | Failed | Running),
             Reply::Promoted => snapshot.promotion.is_some(),
-            Reply::PromoteFailed => matches!(status, Running | Failed),
+            // It does not wait for a refresh that pauses after a spec which could not be applied.
+            Reply::PromoteFailed => match status {
+                Running | Failed => true,
+                RefreshConfigurationPending => snapshot.error.is_some(),
+                _ => false,
+            },
             Reply::PromoteSuperseded => {
                 matches!(status, TerminationPendingFast | TerminationPendingImmediate)
             }

@@ -14,7 +14,8 @@ use crate::event::{Event, FetchedSpec, SpecOutline};
 use crate::ids::Epoch;
 use crate::verdict::{Cause, Step};
 
-/// Asking for the present spec, as long as it takes. There is always a fetch under way or a timer armed.
+/// Asking for the present spec, as long as it takes. There is always a fetch under way or a timer armed. A pause
+/// gives way to a [promotion](crate::promotion).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RefreshConfigurationPending {
     /// What there is meanwhile.

@@ -25,7 +25,7 @@ pub struct Running {
 
 impl Running {
     /// Everything that was wanted is applied, so nothing is wrong any more.
-    pub(super) fn begin(step: &mut Step, compute: &mut Compute, server: Server, refresh: bool) -> State {
+    pub(crate) fn begin(step: &mut Step, compute: &mut Compute, server: Server, refresh: bool) -> State {
         compute.fault = None;
         compute.served = true;
         let refresh = refresh.then(|| step.arm(compute, Timer::LatchedRefresh, Duration::ZERO));

@@ -256,7 +256,9 @@ impl Watch {
             }
             Reply::RefreshAccepted => kind == EventKind::RefreshRequested,
             Reply::Promoted => promote,
-            Reply::PromoteFailed => promote && matches!(after, S::Running | S::Failed),
+            Reply::PromoteFailed => {
+                promote && matches!(after, S::Running | S::Failed | S::RefreshConfigurationPending)
+            }
             Reply::PromoteSuperseded => {
                 promote && matches!(after, S::TerminationPendingFast | S::TerminationPendingImmediate)
             }
@@ -309,13 +311,13 @@ impl Watch {
                 EventKind::ConfigureRequested => {
                     matches!(after, S::ConfigurationPending | S::Init | S::Configuration)
                 }
+                // A fetch ends; the pauses between fetches may never.
+                EventKind::PromoteRequested if after == S::RefreshConfigurationPending => {
+                    self.waits(|thing| thing == Thing::Fetch)
+                }
                 EventKind::PromoteRequested => matches!(
                     after,
-                    S::Running
-                        | S::ConfigurationPending
-                        | S::Configuration
-                        | S::RefreshConfigurationPending
-                        | S::RefreshConfiguration
+                    S::Running | S::ConfigurationPending | S::Configuration | S::RefreshConfiguration
                 ),
                 EventKind::TerminateIfIdleRequested if after == S::Running => true,
                 EventKind::TerminateRequested | EventKind::TerminateIfIdleRequested => {

@@ -409,6 +409,9 @@ impl Node {
                 self.found(spec, same);
             }
             (S::RefreshConfigurationPending, Thing::Fetch, Outcome::NoSpec) => self.go_down(Ending::Detached),
+            (S::RefreshConfigurationPending, Thing::Fetch, _) if self.goes_before_refresh() => {
+                self.go_before_refresh();
+            }
             (S::RefreshConfigurationPending, Thing::Fetch, _) => {
                 self.back_off(FaultKind::FetchFailed(WORK_FAILS), work);
             }

@@ -4,7 +4,7 @@ use super::*;
 use compute_states::Lsn;
 
 impl Node {
-    /// Accepted where a Postgres serves and nothing has failed. One at a time, and once for all.
+    /// Accepted where a Postgres serves and nothing has failed, or is being asked for once more. One at a time, and once for all.
     pub(super) fn promote(&mut self, final_sync: bool) -> Say {
         let request = self.new_request();
         let spec = self.new_spec(final_sync);
@@ -24,7 +24,12 @@ impl Node {
         }
         self.promoters.push(request);
         let lsn = log_of(spec);
-        if self.status == S::Running {
+        if self.status == S::RefreshConfigurationPending && self.pausing() {
+            self.cancel(&[Thing::Timer(Timer::RefreshBackoff)]);
+            self.go_before_refresh();
+            self.begin_promotion(spec, lsn);
+            Say::Taken
+        } else if self.status == S::Running {
             self.begin_promotion(spec, lsn);
             Say::Taken
         } else {
@@ -34,7 +39,24 @@ impl Node {
     }
 
     fn promotable(&self) -> bool {
-        self.serves && self.status != S::Failed
+        let stuck = self.pausing() && self.unapplied.is_some();
+        self.serves && self.status != S::Failed && !stuck
+    }
+
+    fn pausing(&self) -> bool {
+        self.waits_for(Thing::Timer(Timer::RefreshBackoff))
+    }
+
+    /// Decisions: a promotion does not wait for a control plane that is away, but for a spec that is wanted.
+    pub(super) fn goes_before_refresh(&self) -> bool {
+        matches!(self.promotion, Promotion::Wanted(..)) && self.serves && self.unapplied.is_none()
+    }
+
+    /// The refresh is not forgotten.
+    pub(super) fn go_before_refresh(&mut self) {
+        self.status = S::Running;
+        self.fault = None;
+        self.latched = true;
     }
 
     /// While it is, nothing else begins.
@@ -106,7 +128,7 @@ impl Node {
                     other => other,
                 };
                 self.answer_promoters(match status {
-                    S::Failed => Reply::PromoteFailed,
+                    S::Failed | S::RefreshConfigurationPending => Reply::PromoteFailed,
                     _ => Reply::PromoteSuperseded,
                 });
             }
