@@ -473,10 +473,13 @@ async fn two_that_build_the_same_template_both_get_a_cluster() {
     let (first, second) = tokio::join!(one("one"), one("two"));
     assert_eq!((first, second), (Prepared::Created, Prepared::Created));
     assert_eq!(names(&cache).len(), 1);
-    // No zombie of anything started here. What other tests have let go of is reaped at the end of any other child, and
-    // there may be none to come.
-    let another_child_ends = || std::process::Command::new("true").status().unwrap();
-    until(|| another_child_ends().success() && children_named("initdb").is_empty()).await;
+    // No zombie of anything started here. What other tests have ended in its midst comes to us as an orphan, which a
+    // node reaps at each signal of a child's end.
+    until(|| {
+        process::reap_adopted();
+        children_named("initdb").is_empty()
+    })
+    .await;
 }
 
 /// A client that comes while the door is shut is not admitted, and if the server is told to stop before it opens,
