@@ -238,6 +238,13 @@ pub(super) fn places() -> usize {
     for_each.clamp(limits::HTTP_CONNECTIONS_LEAST, limits::HTTP_CONNECTIONS)
 }
 
+/// Gives a request a path that has none, as `CONNECT` names a host instead of one: warp panics at those.
+pub fn give_path<B>(request: &mut Request<B>) {
+    if request.uri().path_and_query().is_none() {
+        *request.uri_mut() = hyper::Uri::from_static("/");
+    }
+}
+
 /// One of the two servers.
 #[derive(Clone)]
 struct Server {
@@ -306,7 +313,8 @@ impl Server {
         let probes = TcpKeepalive::new().with_time(limits::HTTP_PING).with_interval(limits::HTTP_PING);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&probes);
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
-        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+        let service = hyper::service::service_fn(|mut request: Request<Incoming>| {
+            give_path(&mut request);
             let answer = match guest.begins(request.version() == Version::HTTP_2) {
                 Some(under_way) => {
                     let span = telemetry::trace::request(&request);

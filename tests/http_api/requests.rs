@@ -174,6 +174,19 @@ async fn http_2_is_spoken_with_prior_knowledge() {
 }
 
 #[tokio::test]
+async fn a_request_without_a_path_is_answered() {
+    let node = Node::empty().await;
+    for server in [node.external, node.internal[0]] {
+        let answer =
+            send(server, b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                .await;
+        assert_eq!(answer.status, "404 Not Found");
+        assert!(answer.header("x-request-id").is_some());
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn both_loopback_addresses_serve_the_internal_routes() {
     let node = Node::empty().await;
     for address in &node.internal {
