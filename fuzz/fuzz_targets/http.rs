@@ -151,8 +151,10 @@ impl Node {
             b'o' => &self.open,
             _ => &self.external,
         };
-        let (method, path) = (asked.request.method().clone(), asked.request.uri().path().to_owned());
-        let (head, body) = self.runtime.block_on(ask(&served.routes, asked.request));
+        let mut request = asked.request;
+        compute_ctl::http::server::give_path(&mut request);
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let (head, body) = self.runtime.block_on(ask(&served.routes, request));
         assert!(head.headers.contains_key("x-request-id"), "{method} {path}: {head:?}");
         let code = head.status.as_u16();
         if code == 404 || code == 405 {
@@ -162,7 +164,12 @@ impl Node {
         let described = served.document["paths"].as_object().expect("paths").iter().find(|(known, _)| {
             known.split_once('{').map_or(**known == path, |(directory, _)| path.starts_with(directory))
         });
-        let (_, item) = described.unwrap_or_else(|| panic!("{method} {path} is served and not described"));
+        let item = described.map(|(_, item)| item);
+        // A request id that cannot be read is refused before anything else is looked at.
+        if code == 400 && item.is_none_or(|item| item[&method].is_null()) {
+            return;
+        }
+        let item = item.unwrap_or_else(|| panic!("{method} {path} is served and not described"));
         let responses = &item[&method]["responses"];
         assert!(
             responses.get(code.to_string()).or(responses.get("default")).is_some(),
@@ -192,10 +199,9 @@ impl Served {
 
 async fn ask(
     routes: &BoxedFilter<(Response,)>,
-    mut request: Request<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
 ) -> (hyper::http::response::Parts, Bytes) {
     let service = TowerToHyperService::new(warp::service(routes.clone()));
-    compute_ctl::http::server::give_path(&mut request);
     let Ok(response) = service.call(request).await;
     let (head, body) = response.into_parts();
     // A stream of events has no end.
