@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use warp::Filter;
 
 #[path = "support/cluster.rs"]
@@ -126,29 +127,43 @@ struct Seen {
     watchers: u64,
 }
 
+/// What all clients of a load look at.
+#[derive(Clone)]
+struct Signs {
+    stop: CancellationToken,
+    answered: Arc<AtomicU64>,
+    /// Whether latencies are taken down: not while thousands of connections are made or ended at once.
+    settled: Arc<AtomicBool>,
+    origin: tokio::time::Instant,
+}
+
 /// A thousand clients of each kind against one server, in a thread of their own.
 struct Load {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    signs: Signs,
     running: std::thread::JoinHandle<Seen>,
 }
 
 impl Load {
     /// Begins; clients that come before the server try again.
     fn begin(server: SocketAddr, watch: bool) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stops, counts) = (stop.clone(), answered.clone());
+        let signs = Signs {
+            stop: CancellationToken::new(),
+            answered: Arc::default(),
+            settled: Arc::default(),
+            origin: tokio::time::Instant::now(),
+        };
+        let shown = signs.clone();
         let running = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let mut clients = JoinSet::new();
                 for number in 0..POLLERS {
-                    clients.spawn(poll(server, number, stops.clone(), counts.clone()));
+                    clients.spawn(poll(server, number, shown.clone()));
                 }
                 if watch {
                     for _ in 0..WATCHERS {
-                        clients.spawn(watch_events(server, stops.clone()));
+                        clients.spawn(watch_events(server, shown.clone()));
                     }
                 }
                 let mut seen = Seen::default();
@@ -161,23 +176,25 @@ impl Load {
                 seen
             })
         });
-        Load { stop, answered, running }
+        Load { signs, running }
     }
 
-    /// Waits until every poller has been answered twice.
+    /// Waits until every poller has been answered twice, and takes down what follows.
     fn settles(&self) {
-        until("all pollers", || self.answered.load(Ordering::Relaxed) >= u64::from(2 * POLLERS));
+        until("all pollers", || self.signs.answered.load(Ordering::Relaxed) >= u64::from(2 * POLLERS));
+        self.signs.settled.store(true, Ordering::Relaxed);
     }
 
     fn end(self) -> Seen {
-        self.stop.store(true, Ordering::Relaxed);
+        self.signs.settled.store(false, Ordering::Relaxed);
+        self.signs.stop.cancel();
         self.running.join().expect("no panic")
     }
 }
 
 /// Connects as soon as somebody listens.
-async fn connected(server: SocketAddr, stop: &AtomicBool) -> Option<TcpStream> {
-    while !stop.load(Ordering::Relaxed) {
+async fn connected(server: SocketAddr, stop: &CancellationToken) -> Option<TcpStream> {
+    while !stop.is_cancelled() {
         if let Ok(stream) = TcpStream::connect(server).await {
             let _ = stream.set_nodelay(true);
             return Some(stream);
@@ -187,19 +204,21 @@ async fn connected(server: SocketAddr, stop: &AtomicBool) -> Option<TcpStream> {
     None
 }
 
-/// One poller. It sets out at its own moment, so that they do not all come at once.
-async fn poll(server: SocketAddr, number: u32, stop: Arc<AtomicBool>, answered: Arc<AtomicU64>) -> Seen {
+/// One poller. Each has moments of its own, however long its connection took to make: they do not come in crowds.
+async fn poll(server: SocketAddr, number: u32, signs: Signs) -> Seen {
+    let Signs { stop, answered, settled, origin } = signs;
     let mut seen = Seen::default();
     let Some(mut stream) = connected(server, &stop).await else { return seen };
-    tokio::time::sleep(PACE * number / POLLERS).await;
-    let mut pace = tokio::time::interval(PACE);
-    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while !stop.load(Ordering::Relaxed) {
+    let mut pace = tokio::time::interval_at(origin + PACE * number / POLLERS, PACE);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    while !stop.is_cancelled() {
         pace.tick().await;
         let begun = Instant::now();
         match ask(&mut stream).await {
             Ok(()) => {
-                seen.latencies.push(begun.elapsed());
+                if settled.load(Ordering::Relaxed) {
+                    seen.latencies.push(begun.elapsed());
+                }
                 answered.fetch_add(1, Ordering::Relaxed);
             }
             Err(_) => {
@@ -233,7 +252,8 @@ async fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 /// One watcher: reads whatever comes until the end.
-async fn watch_events(server: SocketAddr, stop: Arc<AtomicBool>) -> Seen {
+async fn watch_events(server: SocketAddr, signs: Signs) -> Seen {
+    let stop = signs.stop;
     let mut seen = Seen::default();
     let Some(mut stream) = connected(server, &stop).await else { return seen };
     let asked = b"GET /events HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
@@ -248,13 +268,10 @@ async fn watch_events(server: SocketAddr, stop: Arc<AtomicBool>) -> Seen {
         Ok(length) if piece[..length].starts_with(b"HTTP/1.1 404 ") => return seen,
         _ => seen.errors += 1,
     }
-    while !stop.load(Ordering::Relaxed) {
-        match tokio::time::timeout(PACE, stream.read(&mut piece)).await {
-            Ok(Ok(1..)) | Err(_) => {}
-            Ok(_) => {
-                seen.errors += u64::from(!stop.load(Ordering::Relaxed));
-                return seen;
-            }
+    while let Some(read) = stop.run_until_cancelled(stream.read(&mut piece)).await {
+        if !matches!(read, Ok(1..)) {
+            seen.errors += 1;
+            break;
         }
     }
     seen
