@@ -61,6 +61,9 @@ pub fn work_deadline(work: Work) -> Duration {
 /// Threads of the runtime. The loop needs one, everything else is short: more would only cost memory.
 pub const WORKERS: usize = 2;
 
+/// Threads of the runtime that serves HTTP.
+pub const HTTP_WORKERS: usize = 2;
+
 /// How long blocking work (a write to a file system that hangs) may keep the process after its end.
 pub const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -620,6 +623,10 @@ pub const HTTP_PORT_TRIES: usize = 16;
 /// Seconds after which a client that found the queue full may try again. The queue drains in less than a
 /// millisecond; one second is the least the header can say.
 pub const HTTP_RETRY_AFTER: u64 = 1;
+
+/// How long `/events` waits for what follows upon a transition, which is often another one. Nobody sees it, and a
+/// thousand watchers cost one write each instead of three.
+pub const EVENTS_GATHERED: Duration = Duration::from_millis(2);
 
 /// Silence after which a watcher is sent a comment: less than the minute after which proxies commonly give up on a
 /// silent answer. It also is what finds out that a peer has vanished.

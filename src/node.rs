@@ -23,6 +23,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use compute_states::{Event, Exit, ExitReason, Policy, RestartPolicy, SpecOutline};
+use tokio::runtime::{self, Runtime};
 use tokio_postgres::config::Host;
 use tokio_util::sync::CancellationToken;
 
@@ -100,15 +101,19 @@ fn prepare_and_run(options: RunOptions) -> Result<ExitCode, StartError> {
     raise_core_limit();
     raise_file_limit();
     process::become_subreaper().map_err(StartError::Subreaper)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(limits::WORKERS)
-        .enable_all()
-        .build()
-        .map_err(StartError::Runtime)?;
-    let code = runtime.block_on(start(options));
+    let runtime = runtime("node", limits::WORKERS)?;
+    // Clients come in thousands: whatever they ask for, the loop and its work do not stand in a queue behind them.
+    let servers = self::runtime("http", limits::HTTP_WORKERS)?;
+    let code = runtime.block_on(start(options, servers.handle()));
     // Whatever still blocks (a file system that hangs) must not keep the process.
+    servers.shutdown_background();
     runtime.shutdown_timeout(limits::RUNTIME_SHUTDOWN);
     code
+}
+
+fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).thread_name(name).enable_all().build().map_err(StartError::Runtime)
 }
 
 /// A core file of Postgres is worth having. Only as far as the hard limit allows: more would need privileges.
@@ -171,7 +176,7 @@ fn bind(options: &RunOptions) -> Result<Listeners, StartError> {
     }
 }
 
-async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
+async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, StartError> {
     // First, and what was caught before is in them.
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let metrics = Arc::new(Metrics::new());
@@ -304,7 +309,7 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
         settings: reported,
         pgdata: options.pgdata.into(),
     };
-    let servers = tokio::spawn(listeners.serve(context, producers.clone()));
+    let servers = http.spawn(listeners.serve(context, producers.clone()));
 
     let outcome = engine.await;
     producers.cancel();

@@ -12,7 +12,7 @@ use warp::reply::Response;
 
 use super::Context;
 use super::body::Received;
-use super::dispatch::{self, Access, Handled, Operation, Request, Shared, asked, detached, json, spec};
+use super::dispatch::{self, Access, Handled, Operation, Request, Shared, Work, asked, detached, json, spec};
 use super::openapi;
 use super::openapi::external as about;
 use super::openapi::internal as inside;
@@ -70,7 +70,7 @@ pub fn external(context: Context) -> BoxedFilter<(Response,)> {
         Operation::get("/openapi.json", Anyone, openapi::openapi(), asked(openapi::serve)),
         Operation::get("/metrics.json", Token, about::startup(), asked(startup)),
         Operation::get("/history", Token, about::history(), asked(live::history)),
-        Operation::get("/events", Token, about::events(), asked(live::events)),
+        Operation::get("/events", Token, about::events(), live::events(&context.engine)),
         Operation::get("/fsm", Token, about::graph(), asked(live::graph)),
         Operation::post("/refresh_configuration", Token, about::refresh(), asked(refresh_by_hand)),
         Operation::get("/ui", Anyone, about::page(), asked(live::page)),

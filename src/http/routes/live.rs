@@ -3,10 +3,14 @@
 //! All of them read what the loop has published; none enters its queue.
 
 use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::sleep;
 use warp::http::HeaderMap;
 
-use super::{Handled, Request, query};
+use super::{Handled, Request, Work, asked, query};
+use crate::engine::Handle;
 use crate::http::response::{Problem, live as response, page as shell};
+use crate::limits;
 
 /// The position of a watcher that comes back, as browsers and other clients of such streams send it.
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -26,10 +30,26 @@ pub(super) async fn graph(Request { shared, .. }: Request) -> Handled {
     Ok(response::graph(&shared.context.engine.history()))
 }
 
-pub(super) async fn events(Request { shared, query, headers, .. }: Request) -> Handled {
-    let after = position(&headers, query.as_deref())?;
-    let place = shared.watchers.clone().try_acquire_owned().map_err(|_| response::too_many_watchers())?;
-    Ok(response::events(shared.context.engine.watch_history(), after, place))
+/// Answers with the events of what the engine has published, which all watchers are told at once and a little later:
+/// the loop wakes one task, however many they are, and what follows upon each other is one packet for each.
+pub(super) fn events(engine: &Handle) -> Work {
+    let mut published = engine.watch_history();
+    let (gathered, histories) = watch::channel(published.borrow_and_update().clone());
+    tokio::spawn(async move {
+        while published.changed().await.is_ok() {
+            sleep(limits::EVENTS_GATHERED).await;
+            gathered.send_replace(published.borrow_and_update().clone());
+        }
+    });
+    asked(move |Request { shared, query, headers, .. }| {
+        let histories = histories.clone();
+        async move {
+            let after = position(&headers, query.as_deref())?;
+            let place =
+                shared.watchers.clone().try_acquire_owned().map_err(|_| response::too_many_watchers())?;
+            Ok(response::events(histories, after, place))
+        }
+    })
 }
 
 /// Where the stream is to go on. The header is newer than the address: a browser that connects again sends it to
