@@ -39,7 +39,7 @@ mod site;
 
 pub use auth::Auth;
 pub use routes::{external, internal};
-pub use server::{BindError, BindSpec, ExternalAddress, Listeners, ServeError};
+pub use server::{BindError, BindSpec, ExternalAddress, Listeners, ServeError, Servers};
 
 /// What both servers need of the rest of the program. Cheap to clone.
 #[derive(Clone)]

@@ -603,6 +603,10 @@ pub const HTTP_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// to come back. Four of `/configure`, only one of which can be accepted by the machine anyway, or 128 others.
 pub const HTTP_BODIES_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
 
+/// How long a request waits that came before there is anything to answer it. A config in a file is read and all that
+/// belongs to it found within milliseconds; a client that asks ten times a second must not hang.
+pub const HTTP_OPENING: Duration = Duration::from_secs(1);
+
 /// How often an idle HTTP/2 client is asked whether it is still there, and how long it may take to say so: a
 /// peer that vanished without a word must not hold a connection for ever.
 pub const HTTP_PING: Duration = Duration::from_secs(30);

@@ -1,8 +1,8 @@
 //! Composition: builds the parts, starts the producers, awaits the engine.
 //!
 //! [`run`] reads as the list of steps it is. What can be refused is refused before anything is touched:
-//! the command line was parsed, the config is read, PostgreSQL is found and the ports are bound before the
-//! data directory is claimed.
+//! the command line was parsed, the ports are bound, the config is read and PostgreSQL is found before the
+//! data directory is claimed. The servers answer probes from the moment their ports are bound.
 
 mod activity;
 mod afterwards;
@@ -33,7 +33,7 @@ use crate::cli::{self, Connstr, ExitCode, Port, RunOptions, SpecSource};
 use crate::control_plane::{self, Source};
 use crate::engine::{self, Ended, Handle};
 use crate::http::server::Side;
-use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners};
+use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners, Servers};
 use crate::limits;
 use crate::postgres::settings::Settings;
 use crate::postgres::{DataDir, InstallError, Installation, end_orphan, process};
@@ -178,13 +178,27 @@ fn bind(options: &RunOptions) -> Result<Listeners, StartError> {
 
 async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, StartError> {
     // First, and what was caught before is in them.
-    let mut signals = Signals::install().map_err(StartError::Runtime)?;
+    let signals = Signals::install().map_err(StartError::Runtime)?;
+    named_program_exists(&options)?;
+    // As root, perhaps: the ports may be such as only root can have.
+    let mut servers = Servers::open(bind(&options)?, http)?;
+    let code = start_behind(&mut servers, options, signals).await;
+    servers.end().await;
+    code
+}
+
+/// The start behind servers that answer already, until the end.
+async fn start_behind(
+    servers: &mut Servers,
+    options: RunOptions,
+    mut signals: Signals,
+) -> Result<ExitCode, StartError> {
     let metrics = Arc::new(Metrics::new());
     if let (true, Some(instance_id)) = (options.lakebase_mode, options.instance_id.clone()) {
         metrics.tell_attachments_of(Attacher { compute_id: options.compute_id.clone(), instance_id });
     }
     let source = source(&options);
-    // As root, perhaps: the config may be root's alone to read, and the ports such as only root can have.
+    // As root, perhaps: the config may be root's alone to read.
     let config = async {
         match &source {
             Some(source) => Ok(source.fetch(&metrics, &CancellationToken::new()).await?),
@@ -192,8 +206,6 @@ async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, 
         }
     };
     let Some(config) = unless_stopped(&mut signals, config).await? else { return Ok(stopped_early().await) };
-    named_program_exists(&options)?;
-    let listeners = bind(&options)?;
     let (connstr, postgres_port) = standalone::settle_port(&options);
     let settings = ConnectionSettings::new(&Secret::new(connstr.reveal()), Profile::Standard)?;
     let document = match options.source {
@@ -241,7 +253,7 @@ async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, 
         metrics: metrics.clone(),
         connstr: Secret::new(connstr.reveal()),
         privileged_role: options.privileged_role_name.clone(),
-        internal_http_port: listeners.internal_port(),
+        internal_http_port: servers.internal_port(),
         afterwards: Afterwards::default(),
         leases: Leases::default(),
         settings: postgres_settings,
@@ -292,7 +304,7 @@ async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, 
         tokio::spawn(async move { ends.run_until_cancelled(watcher.run()).await });
     }
     if options.source == SpecSource::Standalone {
-        let banner = standalone::Banner::new(&options, connstr.port(), &listeners);
+        let banner = standalone::Banner::new(&options, connstr.port(), servers.external().port());
         tokio::spawn(banner.print_when_running(handle.watch()));
     }
     let auth = match options.standalone {
@@ -309,16 +321,12 @@ async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, 
         settings: reported,
         pgdata: options.pgdata.into(),
     };
-    let servers = http.spawn(listeners.serve(context, producers.clone()));
+    servers.serve(context)?;
 
     let outcome = engine.await;
     producers.cancel();
     // The answers that were given must arrive before the process goes.
-    match servers.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!("{}", telemetry::chain(&error)),
-        Err(error) => tracing::error!(%error, "an HTTP server ended by a fault of its own; this is a bug"),
-    }
+    servers.end().await;
     world.leave_nothing().await;
     match outcome {
         Ok(outcome) => Ok(conclude(&journal, outcome)),

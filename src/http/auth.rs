@@ -83,7 +83,7 @@ enum Scope {
 }
 
 impl Auth {
-    /// Nobody needs a token. Only for a server on a loopback address; [`serve`](super::Listeners::serve)
+    /// Nobody needs a token. Only for a server on a loopback address; [`serve`](super::Servers::serve)
     /// refuses anything else.
     pub fn open() -> Self {
         Auth(Arc::new(Rule::Open))

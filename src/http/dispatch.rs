@@ -177,10 +177,10 @@ pub(super) async fn detached(work: impl Future<Output = Handled> + Send + 'stati
     tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(Problem::bug()))
 }
 
-/// The answer to a request that is one too many, in place of all operations.
-pub(super) fn busy(headers: &HeaderMap) -> Response {
+/// The answer to a request that reaches no operation: there are too many, or it came too early.
+pub(super) fn instead(method: &Method, headers: &HeaderMap, answer: Handled) -> Response {
     let id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
-    stamp(Problem::busy().into_response(), &id.map_or_else(new_request_id, str::to_owned))
+    stamp(for_method(method, answer.into_response()), &id.map_or_else(new_request_id, str::to_owned))
 }
 
 /// All that one server serves.
@@ -211,8 +211,7 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
                 let response = match table.find(&seen.method, seen.path.as_str()) {
                     Ok(operation) => {
                         let request = Request { shared, query, headers, body: whole(body) };
-                        let response = operation.run(request).await.into_response();
-                        if seen.method == Method::HEAD { without_body(response) } else { response }
+                        for_method(&seen.method, operation.run(request).await.into_response())
                     }
                     Err(missing) => response::not_routed(missing),
                 };
@@ -222,8 +221,11 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
         .boxed()
 }
 
-/// The same without its body, which hyper leaves out by itself over HTTP/1 only.
-fn without_body(response: Response) -> Response {
+/// The same, without its body for HEAD; hyper leaves it out by itself over HTTP/1 only.
+fn for_method(method: &Method, response: Response) -> Response {
+    if method != Method::HEAD {
+        return response;
+    }
     let (mut parts, body) = response.into_parts();
     if let Some(length) = body.size_hint().exact() {
         parts.headers.entry(CONTENT_LENGTH).or_insert(length.into());

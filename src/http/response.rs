@@ -130,14 +130,24 @@ impl Problem {
         Problem { logged: Some(logged), ..Problem::of_body(status, format!("{what}: {fault}")) }
     }
 
+    /// The same, and another try is worth it in a moment.
+    pub(super) fn again(self) -> Self {
+        Problem { retry: true, ..self }
+    }
+
     /// 503: worth another try in a moment.
     pub(super) fn busy() -> Self {
-        Problem { retry: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, Rejected::Busy.to_string()) }
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, Rejected::Busy.to_string()).again()
     }
 
     /// 503: not now, as a probe sees it.
     pub(super) fn unavailable(text: impl Into<String>) -> Self {
         Problem { quiet: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, text) }
+    }
+
+    /// 503: there is no compute to ask yet, and what it is waiting for.
+    pub(super) fn starting() -> Self {
+        Problem::unavailable("only starting: the spec, PostgreSQL or the data directory is still waited for")
     }
 
     /// 501: the original has this, and this program does not.
@@ -355,7 +365,7 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
         Reaction::IdleUnknown => {
             let why = WorkError::on_one_line(failure.as_deref().unwrap_or("unknown error"));
             let text = format!("whether the compute is idle could not be found out: {why}");
-            Err(Problem { retry: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, text) })
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).again())
         }
         Reaction::Terminated(TerminationResult::Stopped(lsn)) => Ok(terminated(StatusCode::OK, lsn)),
         Reaction::AlreadyTerminated(TerminationResult::Stopped(lsn)) => {

@@ -6,7 +6,7 @@ use crate::catalog::ConnectError;
 use crate::cli::ExitCode;
 use crate::control_plane::FetchError;
 use crate::engine::WorkError;
-use crate::http::BindError;
+use crate::http::{BindError, ServeError};
 use crate::postgres::process::PrivilegeError;
 use crate::postgres::{InstallError, PgdataError};
 use crate::storage::StorageError;
@@ -24,6 +24,8 @@ pub(super) enum StartError {
     Install(#[from] InstallError),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     #[error("port {port}, where Postgres is to listen, is in use")]
     PostgresPort { port: u16 },
     #[error(transparent)]
@@ -52,7 +54,7 @@ impl StartError {
             StartError::Bind(_) | StartError::PostgresPort { .. } => ExitCode::PortInUse,
             StartError::Pgdata(_) | StartError::Storage(_) => ExitCode::PgdataRefused,
             StartError::Privilege(_) => ExitCode::NoPrivilege,
-            StartError::Subreaper(_) | StartError::Runtime(_) => ExitCode::Internal,
+            StartError::Serve(_) | StartError::Subreaper(_) | StartError::Runtime(_) => ExitCode::Internal,
         }
     }
 }

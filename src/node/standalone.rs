@@ -10,7 +10,6 @@ use tokio::sync::watch;
 
 use crate::cli::{Connstr, Port, RunOptions, SpecSource};
 use crate::engine::Snapshot;
-use crate::http::Listeners;
 use crate::spec::document::ComputeSpec;
 
 /// The role and the database that are ready.
@@ -59,8 +58,8 @@ pub(super) struct Banner {
 }
 
 impl Banner {
-    pub(super) fn new(options: &RunOptions, postgres_port: u16, listeners: &Listeners) -> Self {
-        let http = format!("http://127.0.0.1:{}", listeners.external().port());
+    pub(super) fn new(options: &RunOptions, postgres_port: u16, http_port: u16) -> Self {
+        let http = format!("http://127.0.0.1:{http_port}");
         Banner {
             lines: vec![
                 "Postgres is running. Connect with:".to_owned(),

@@ -1,8 +1,7 @@
 //! Faults at the start, before there is anything to keep.
 
-use std::net::{Ipv4Addr, TcpListener};
-
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::faults::{self, told};
 use crate::support::control_plane::{Act, ControlPlane};
@@ -94,15 +93,29 @@ fn an_empty_compute_waits_and_an_attached_one_starts() {
     node.terminate();
 }
 
-/// The servers begin with the config in hand, so that nobody sees a status that is not meant.
+/// A compute that still waits lives, and says so; of what it will be nobody sees anything yet.
 #[test]
-fn nothing_listens_before_there_is_a_config() {
+fn only_probes_are_answered_before_there_is_a_config() {
     let place = Place::new();
     let control_plane = ControlPlane::start(Act::Hang);
     let node = place.run(command(&place, &control_plane.base()));
     control_plane.wait_asked(1);
-    assert!(http(place.external, "GET", "/status", None, None).is_err());
-    assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, place.internal)).is_ok(), "the port is free");
+    let starting =
+        json!({"error": "only starting: the spec, PostgreSQL or the data directory is still waited for"});
+    for port in [place.external, place.internal] {
+        let ask = |method, path| http(port, method, path, None, None).expect("it is answered");
+        assert_eq!(ask("GET", "/livez"), (200, "\"ok\"".to_owned()));
+        for (method, path) in [
+            ("GET", "/readyz"),
+            ("GET", "/startupz"),
+            ("GET", "/status"),
+            ("POST", "/terminate"),
+            ("GET", "/nonsense"),
+        ] {
+            let (code, body) = ask(method, path);
+            assert_eq!((code, serde_json::from_str(&body).ok()), (503, Some(starting.clone())), "{path}");
+        }
+    }
     node.signal(Signal::SIGTERM);
     node.ends_with(0, &[]);
 }

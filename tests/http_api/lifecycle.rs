@@ -187,19 +187,18 @@ async fn a_client_that_goes_away_during_the_intake_does_not_undo_it_either() {
 #[tokio::test]
 async fn the_answer_to_terminate_leaves_although_the_process_ends() {
     for _ in 0..20 {
-        let node = Node::running().await;
+        let mut node = Node::running().await;
         let mut client = begin(&node, "/terminate?mode=immediate", "").await;
         // Not even the connection is kept open by the client's wish.
         node.ended.await.expect("the engine does not panic");
-        node.shutdown.cancel();
-        node.served.await.expect("no panic").expect("they served");
+        node.servers.end().await;
         read(&mut client).await.assert("200 OK", Some("application/json"), r#"{"lsn":null}"#);
     }
 }
 
 #[tokio::test]
 async fn requests_after_the_end_of_the_engine_are_told_so() {
-    let node = Node::running().await;
+    let mut node = Node::running().await;
     node.engine.report(Event::StopSignalled).await;
     let (ended, external, internal) = (node.ended, node.external, node.internal[0]);
     ended.await.expect("the engine does not panic");
@@ -213,8 +212,7 @@ async fn requests_after_the_end_of_the_engine_are_told_so() {
     }
     let answer = send(external, &request("GET", "/status", &token(), "")).await;
     assert_eq!(answer.json()["status"], "terminated");
-    node.shutdown.cancel();
-    node.served.await.expect("no panic").expect("they served");
+    node.servers.end().await;
 }
 
 #[tokio::test]
@@ -250,12 +248,11 @@ async fn a_full_queue_is_told_with_a_time_to_come_back() {
 
 #[tokio::test]
 async fn a_stop_of_the_servers_does_not_wait_for_ever() {
-    let node = Node::empty().await;
+    let mut node = Node::empty().await;
     node.world.set(Part::Storage, Way::Hang);
     let mut waiting = begin(&node, "/configure", &spec(json!({}))).await;
     node.reaches(ComputeStatus::Init).await;
-    node.shutdown.cancel();
-    node.served.await.expect("no panic").expect("they served");
+    node.servers.end().await;
     let mut rest = Vec::new();
     // Closed or reset: no answer either way, since there was none.
     let _ = waiting.read_to_end(&mut rest).await;

@@ -338,14 +338,13 @@ async fn a_crowd_of_watchers_gets_everything_and_is_in_nobodys_way() {
 
 #[tokio::test]
 async fn a_server_that_stops_does_not_wait_for_its_watchers_for_ever() {
-    let node = Node::empty().await;
+    let mut node = Node::empty().await;
     node.world.set(Part::Storage, Way::Hang);
     let waiting = begin(&node, "/configure", &spec(json!({}))).await;
     node.reaches(ComputeStatus::Init).await;
     let mut watcher = Watcher::new(&node).await;
     watcher.next().await.expect("the status");
-    node.shutdown.cancel();
-    node.served.await.expect("no panic").expect("they served");
+    node.servers.end().await;
     drop(waiting);
 }
 

@@ -1,13 +1,12 @@
 //! Each route by itself: routing, tokens, bodies, queries, answers.
 
 use compute_ctl::activity::{Activity, Kind, Seen, Sighting};
-use compute_ctl::http::{self, Auth, BindSpec, ExternalAddress, Listeners, ServeError};
+use compute_ctl::http::{self, Auth, BindSpec, ExternalAddress, Listeners, ServeError, Servers};
 use compute_ctl::limits;
 use compute_states::{ComputeStatus, Policy};
 use hyper::body::Body as _;
 use serde_json::json;
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
 use crate::begin;
 use crate::support::{
@@ -290,7 +289,9 @@ async fn a_server_without_tokens_serves_loopback_and_nothing_else() {
 
     let spec = BindSpec { external: ExternalAddress::All, external_port: 0, internal_port: 0 };
     let listeners = Listeners::bind(&spec).expect("some port is free");
-    let refused = listeners.serve(node.context.clone(), CancellationToken::new()).await;
+    let mut servers = Servers::open(listeners, &tokio::runtime::Handle::current()).expect("they listen");
+    let refused = servers.serve(node.context.clone());
+    servers.end().await;
     assert!(matches!(refused, Err(ServeError::OpenToOthers(_))), "{refused:?}");
     node.stop().await;
 }

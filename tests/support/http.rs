@@ -13,7 +13,7 @@ use compute_ctl::engine::{
     self, Done, Facts, Handle, Hold, Outcome, PromotionTimes, Snapshot, Work, WorkError, World,
 };
 use compute_ctl::http::{
-    Accepted, Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, ServeError, SpecIntake,
+    Accepted, Auth, BindSpec, Context, ExternalAddress, Identity, Listeners, Servers, SpecIntake,
 };
 use compute_ctl::postgres::settings::Reported;
 use compute_ctl::secret::Secret;
@@ -236,9 +236,8 @@ pub(crate) struct Node {
     pub(crate) engine: Handle,
     pub(crate) external: SocketAddr,
     pub(crate) internal: Vec<SocketAddr>,
-    pub(crate) shutdown: CancellationToken,
     pub(crate) ended: JoinHandle<Outcome>,
-    pub(crate) served: JoinHandle<Result<(), ServeError>>,
+    pub(crate) servers: Servers,
 }
 
 impl Node {
@@ -284,10 +283,10 @@ impl Node {
             internal_port: 0,
         };
         let listeners = Listeners::bind(&spec).expect("some port is free");
-        let (external, internal) = (listeners.external(), listeners.internal().collect());
-        let shutdown = CancellationToken::new();
-        let served = tokio::spawn(listeners.serve(context.clone(), shutdown.clone()));
-        Node { world, gate, context, engine: handle, external, internal, shutdown, ended, served }
+        let servers = Servers::open(listeners, &tokio::runtime::Handle::current()).expect("they listen");
+        servers.serve(context.clone()).expect("on a loopback address");
+        let (external, internal) = (servers.external(), servers.internal().to_vec());
+        Node { world, gate, context, engine: handle, external, internal, servers, ended }
     }
 
     /// Started without a spec, then configured.
@@ -345,11 +344,10 @@ impl Node {
     }
 
     /// Has the engine end, then the servers, as the node does.
-    pub(crate) async fn stop(self) {
+    pub(crate) async fn stop(mut self) {
         self.engine.report(Event::StopSignalled).await;
         self.ended.await.expect("the engine does not panic");
-        self.shutdown.cancel();
-        self.served.await.expect("the servers do not panic").expect("they served");
+        self.servers.end().await;
     }
 }
 

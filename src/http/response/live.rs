@@ -109,8 +109,7 @@ pub(in crate::http) fn bad_event_id() -> Problem {
 
 /// 503: there are as many watchers as there may be.
 pub(in crate::http) fn too_many_watchers() -> Problem {
-    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many clients watch already");
-    Problem { retry: true, ..problem }
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many clients watch already").again()
 }
 
 /// The answer of `GET /events`: the present status, then what follows the transition `after` (by default the

@@ -1,9 +1,12 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use warp::Filter;
 use warp::path::FullPath;
 use warp::reply::Reply;
 
+use super::bind::listen;
 use super::*;
 
 fn only_loopback(external_port: u16, internal_port: u16) -> BindSpec {
@@ -61,6 +64,22 @@ const LARGE: usize = 32 << 20;
 
 /// A server with so many places. A request for `/held` waits for a permit of the gate.
 async fn serving(places: usize, gate: &Arc<Semaphore>) -> SocketAddr {
+    let (address, opening) = opened(places, &CancellationToken::new()).await;
+    opening.serve(routes(gate));
+    address
+}
+
+/// A server that has no routes yet.
+async fn opened(places: usize, shutdown: &CancellationToken) -> (SocketAddr, Arc<Opening>) {
+    let opening = Opening::new(shutdown);
+    let server = Server::new(opening.clone(), places);
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("some port is free");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(accept_all(vec![(listener, server)], shutdown.clone()));
+    (address, opening)
+}
+
+fn routes(gate: &Arc<Semaphore>) -> opening::Routes {
     let gate = gate.clone();
     let answer = move |path: FullPath| {
         let gate = gate.clone();
@@ -75,13 +94,7 @@ async fn serving(places: usize, gate: &Arc<Semaphore>) -> SocketAddr {
             }
         }
     };
-    let server = Server::new(warp::path::full().then(answer).boxed(), places, &CancellationToken::new());
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("some port is free");
-    let address = listener.local_addr().expect("it is bound");
-    tokio::spawn(async move {
-        server.accept(listener, &TaskTracker::new(), &CancellationToken::new()).await;
-    });
-    address
+    warp::path::full().then(answer).boxed()
 }
 
 fn shut() -> Arc<Semaphore> {
@@ -234,4 +247,61 @@ async fn http_2_takes_no_more_than_its_share_of_the_requests() {
         assert_eq!(answer.await.expect("no panic").expect("an answer").status(), 200);
     }
     assert_eq!(another.send_request(get("/quick")).await.expect("an answer").status(), 200);
+}
+
+// ---- before there are routes --------------------------------------------------------------------------
+
+impl Client {
+    /// The code of the next answer, which is of some hundred bytes, and its whole text.
+    async fn told(&mut self, end: &str) -> (u16, String) {
+        let mut read = String::new();
+        while !read.ends_with(end) {
+            read.push(self.0.read_u8().await.unwrap_or_else(|error| panic!("{error} after {read:?}")).into());
+        }
+        (read["HTTP/1.1 ".len()..][..3].parse().expect("a code"), read)
+    }
+}
+
+#[tokio::test]
+async fn probes_are_answered_and_what_is_asked_early_is_answered_late() {
+    let (address, opening) = opened(8, &CancellationToken::new()).await;
+    let mut early = Client::new(address).await;
+    early.send("/quick").await;
+    let mut probe = Client::new(address).await;
+    for (path, code) in [("/livez", 200), ("/readyz", 503), ("/startupz", 503)] {
+        probe.send(path).await;
+        let (told, answer) = probe.told(if code == 200 { "\"ok\"" } else { "}" }).await;
+        assert_eq!(told, code, "{path}: {answer}");
+        assert!(answer.contains("\r\nx-request-id: "), "{answer}");
+    }
+    opening.serve(routes(&shut()));
+    assert_eq!(early.answer().await, "quick");
+    probe.ask().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_too_early_is_told_to_come_again() {
+    let (address, opening) = opened(8, &CancellationToken::new()).await;
+    let mut early = Client::new(address).await;
+    early.send("/quick").await;
+    let (code, answer) = early.told("}").await;
+    assert_eq!(code, 503, "{answer}");
+    assert!(answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+    opening.serve(routes(&shut()));
+    early.ask().await;
+}
+
+#[tokio::test]
+async fn who_has_asked_is_answered_when_nothing_comes_of_the_compute() {
+    let shutdown = CancellationToken::new();
+    let (address, _opening) = opened(8, &shutdown).await;
+    let mut early = Client::new(address).await;
+    early.send("/quick").await;
+    // Behind it on another connection: by then the first one was read.
+    let mut probe = Client::new(address).await;
+    probe.send("/livez").await;
+    probe.told("\"ok\"").await;
+    shutdown.cancel();
+    assert_eq!(early.told("}").await.0, 503);
+    early.is_shown_out().await;
 }
