@@ -607,6 +607,9 @@ pub const HTTP_BODIES_BYTES: usize = 4 * HTTP_CONFIGURE_BYTES;
 /// belongs to it found within milliseconds; a client that asks ten times a second must not hang.
 pub const HTTP_OPENING: Duration = Duration::from_secs(1);
 
+/// Tokens of which it is known who signed them: clients have one each, or make one anew from time to time.
+pub const HTTP_TOKENS: usize = 64;
+
 /// How often an idle HTTP/2 client is asked whether it is still there, and how long it may take to say so: a
 /// peer that vanished without a word must not hold a connection for ever.
 pub const HTTP_PING: Duration = Duration::from_secs(30);
@@ -627,6 +630,9 @@ pub const HTTP_PORT_TRIES: usize = 16;
 /// Seconds after which a client that found the queue full may try again. The queue drains in less than a
 /// millisecond; one second is the least the header can say.
 pub const HTTP_RETRY_AFTER: u64 = 1;
+
+/// Watchers among the requests of all HTTP/2 connections, which others need, too. They never end by themselves.
+pub const EVENTS_STREAMS: usize = HTTP_ALL_STREAMS / 2;
 
 /// How long `/events` waits for what follows upon a transition, which is often another one. Nobody sees it, and a
 /// thousand watchers cost one write each instead of three.

@@ -2,16 +2,22 @@
 //!
 //! Every key of the set is tried with its own algorithm, EdDSA or RS256 and never a symmetric one; a key needs
 //! no `kid`. No environment variable opens the server. Tokens are never logged.
+//!
+//! Checking a signature takes longer than all else that `GET /status` does, and clients poll with the same token: what
+//! was found out of one is kept. Its expiry is looked at each time.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use warp::http::HeaderMap;
 use warp::http::header::AUTHORIZATION;
 
 use super::site::{self, Foreign};
+use crate::limits;
 
 /// How far the clock of whoever signed a token may be off, in seconds (http-api, section 3).
 const LEEWAY: f64 = 60.0;
@@ -25,7 +31,19 @@ pub struct Auth(Arc<Rule>);
 
 enum Rule {
     Open,
-    Tokens { keys: Vec<Key>, compute_id: String },
+    Tokens { keys: Vec<Key>, compute_id: String, verified: Verified },
+}
+
+/// What was found out of the tokens that one of the keys signed. They are told apart by a digest, so that none is kept.
+#[derive(Default)]
+struct Verified(Mutex<HashMap<[u8; 32], Judgement>>);
+
+#[derive(Clone, Copy)]
+struct Judgement {
+    /// In seconds since 1970.
+    expiry: Option<f64>,
+    /// What it is good for as long as it has not expired.
+    verdict: Result<(), Denied>,
 }
 
 struct Key {
@@ -93,7 +111,7 @@ impl Auth {
     /// are reported in the log, once; without any usable key every token is turned away.
     pub fn tokens(keys: &JwkSet, compute_id: impl Into<String>) -> Self {
         let keys = keys.keys.iter().filter_map(Key::new).collect();
-        Auth(Arc::new(Rule::Tokens { keys, compute_id: compute_id.into() }))
+        Auth(Arc::new(Rule::Tokens { keys, compute_id: compute_id.into(), verified: Verified::default() }))
     }
 
     /// Whether nobody needs a token.
@@ -110,14 +128,49 @@ impl Auth {
 
     /// Lets a request through, or says why not.
     pub(super) fn check(&self, headers: &HeaderMap) -> Result<(), Denied> {
+        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 are far below 2^52")]
+        let now = jiff::Timestamp::now().as_second() as f64;
+        self.check_at(headers, now)
+    }
+
+    fn check_at(&self, headers: &HeaderMap, now: f64) -> Result<(), Denied> {
         match &*self.0 {
             Rule::Open => Ok(site::check(headers)?),
-            Rule::Tokens { keys, compute_id } => {
+            Rule::Tokens { keys, compute_id, verified } => {
                 let token = bearer(headers).ok_or(Denied::NoToken)?;
-                let claims = keys.iter().find_map(|key| key.verify(token)).ok_or(Denied::Unverified)?;
-                claims.check(compute_id)
+                let judgement = verified.look_up(token, || {
+                    let claims = keys.iter().find_map(|key| key.verify(token)).ok_or(Denied::Unverified)?;
+                    Ok(Judgement { expiry: claims.exp.as_f64(), verdict: claims.check(compute_id) })
+                })?;
+                match judgement.expiry {
+                    Some(expiry) if expiry < now - LEEWAY => Err(Denied::Unverified),
+                    _ => judgement.verdict,
+                }
             }
         }
+    }
+}
+
+impl Verified {
+    /// What is known of a token, or what is found out of it now. Nothing is kept of one that no key has signed: those
+    /// cost whoever sends them as much as us.
+    fn look_up(
+        &self,
+        token: &str,
+        find_out: impl FnOnce() -> Result<Judgement, Denied>,
+    ) -> Result<Judgement, Denied> {
+        let digest = Sha256::digest(token).into();
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(judgement) = known().get(&digest).copied() {
+            return Ok(judgement);
+        }
+        let judgement = find_out()?;
+        let mut known = known();
+        if known.len() >= limits::HTTP_TOKENS {
+            known.clear();
+        }
+        known.insert(digest, judgement);
+        Ok(judgement)
     }
 }
 
@@ -145,13 +198,9 @@ impl Key {
         key
     }
 
-    /// The claims of a token that this key signed and that has not expired.
+    /// The claims of a token that this key signed, whether it has expired or not.
     fn verify(&self, token: &str) -> Option<Claims> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation).ok()?.claims;
-        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 are far below 2^52")]
-        let now = jiff::Timestamp::now().as_second() as f64;
-        let expired = claims.exp.as_f64().is_some_and(|exp| exp < now - LEEWAY);
-        (!expired).then_some(claims)
+        Some(jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation).ok()?.claims)
     }
 }
 
@@ -261,6 +310,31 @@ mod tests {
         ] {
             let token = ed25519(&json!({"compute_id": "compute-1", "exp": exp}));
             assert_eq!(check(&auth, &token), expected, "{exp}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_of_a_token_outlives_neither_it_nor_the_room_there_is() {
+        let auth = auth(keys());
+        let check_at = |token: &str, now| {
+            let token = HeaderValue::from_str(&format!("Bearer {token}")).expect("a token is ASCII");
+            auth.check_at(&HeaderMap::from_iter([(AUTHORIZATION, token)]), now)
+        };
+        let claims = |number: u32| json!({"compute_id": "compute-1", "exp": 1000, "number": number});
+        let token = ed25519(&claims(0));
+        assert_eq!(
+            [900.0, 1060.0, 1061.0].map(|now| check_at(&token, now)),
+            [Ok(()), Ok(()), Err(Denied::Unverified)]
+        );
+        let other = ed25519(&json!({"compute_id": "compute-2", "exp": 1000}));
+        assert_eq!([0.0, 0.0].map(|now| check_at(&other, now)), [Err(Denied::OtherComputeId); 2]);
+        assert_eq!([0.0, 0.0].map(|now| check_at(&format!("{token}x"), now)), [Err(Denied::Unverified); 2]);
+        let Rule::Tokens { verified, .. } = &*auth.0 else { panic!("it wants tokens") };
+        let known = || verified.0.lock().expect("nobody panicked").len();
+        assert_eq!(known(), 2, "the forged one is not kept");
+        for number in 0..=limits::HTTP_TOKENS as u32 {
+            assert_eq!(check_at(&ed25519(&claims(number)), 900.0), Ok(()), "{number}");
+            assert!(known() <= limits::HTTP_TOKENS);
         }
     }
 

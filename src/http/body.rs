@@ -40,7 +40,9 @@ impl Room {
         if !is_json(headers) {
             return Err(Problem::not_json());
         }
-        let bytes = u32::try_from(limit).expect("limits of bodies are far below 4 GiB");
+        // What it says of itself is no less than it is: nothing behind that is read.
+        let bytes = announced(headers).map_or(limit, |length| length.min(limit));
+        let bytes = u32::try_from(bytes).expect("limits of bodies are far below 4 GiB");
         let room = self.0.clone().try_acquire_many_owned(bytes).map_err(|_| Problem::busy())?;
         let body = timeout(limits::HTTP_BODY_READ, collect(headers, body, limit))
             .await
@@ -74,14 +76,18 @@ fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
+/// How long it says that it is.
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// The whole body, unless it is too long; one that says so itself is not read at all.
 async fn collect<B: Buf>(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, warp::Error>>,
     limit: usize,
 ) -> Result<Vec<u8>, Problem> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: usize| length > limit) {
+    if announced(headers).is_some_and(|length| length > limit) {
         return Err(Problem::body_too_long());
     }
     let mut body = std::pin::pin!(body);

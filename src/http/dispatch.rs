@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -30,6 +30,7 @@ use super::response::{self, Problem, View};
 use super::server::{self, Side};
 use super::{Context, site};
 use crate::limits;
+use crate::telemetry;
 
 /// Carries the number by which a request is found in the logs.
 const REQUEST_ID: &str = "x-request-id";
@@ -53,9 +54,15 @@ pub(super) struct Shared {
     pub(super) document: Bytes,
     /// Room for those who watch. Their connections are never idle, so that without a bound of their own they could
     /// take the places of all others.
-    pub(super) watchers: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
+    /// The same for those over HTTP/2, whose requests have a bound of their own.
+    watchers_sharing: Arc<Semaphore>,
     bodies: Room,
 }
+
+/// Marks a request whose connection carries others at the same time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SharesConnection;
 
 impl Shared {
     pub(super) fn view(&self) -> View<'_> {
@@ -120,7 +127,19 @@ pub(super) struct Request {
     /// What is behind the question mark, if there is one.
     pub(super) query: Option<String>,
     pub(super) headers: HeaderMap,
+    shares: Option<SharesConnection>,
     body: Body,
+}
+
+impl Request {
+    /// Room for one more who watches, if there is some.
+    pub(super) fn seat(&self) -> Option<OwnedSemaphorePermit> {
+        let seats = match self.shares {
+            Some(SharesConnection) => &self.shared.watchers_sharing,
+            None => &self.shared.watchers,
+        };
+        seats.clone().try_acquire_owned().ok()
+    }
 }
 
 /// What answers a request.
@@ -190,6 +209,7 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
         context,
         document,
         watchers: Arc::new(Semaphore::new(server::places() / 2)),
+        watchers_sharing: Arc::new(Semaphore::new(limits::EVENTS_STREAMS)),
         bodies: Room::new(),
     });
     let table = Arc::new(Table::new(operations));
@@ -197,8 +217,9 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
         .and(warp::path::full())
         .and(warp::header::headers_cloned())
         .and(query())
+        .and(warp::ext::optional())
         .and(warp::body::stream())
-        .then(move |method, path, headers: HeaderMap, query, body| {
+        .then(move |method, path, headers: HeaderMap, query, shares, body| {
             let (shared, table) = (shared.clone(), table.clone());
             async move {
                 // The id must be readable, because it goes into the log.
@@ -210,7 +231,7 @@ pub(super) fn serve(side: Side, context: Context, operations: Vec<Operation>) ->
                 let seen = Seen::new(id, method, path);
                 let response = match table.find(&seen.method, seen.path.as_str()) {
                     Ok(operation) => {
-                        let request = Request { shared, query, headers, body: whole(body) };
+                        let request = Request { shared, query, headers, shares, body: whole(body) };
                         for_method(&seen.method, operation.run(request).await.into_response())
                     }
                     Err(missing) => response::not_routed(missing),
@@ -323,10 +344,11 @@ struct Seen {
 impl Seen {
     fn new(id: String, method: Method, path: FullPath) -> Self {
         let seen = Seen { id, method, path, begun: Instant::now() };
+        let path = telemetry::trace::cut(seen.path.as_str());
         if seen.reads() {
-            tracing::debug!(request_id = seen.id, method = %seen.method, path = seen.path.as_str(), "request");
+            tracing::debug!(request_id = seen.id, method = %seen.method, path, "request");
         } else {
-            tracing::info!(request_id = seen.id, method = %seen.method, path = seen.path.as_str(), "request");
+            tracing::info!(request_id = seen.id, method = %seen.method, path, "request");
         }
         seen
     }

@@ -385,11 +385,9 @@ pub(super) fn answered(answer: Result<Answer, Rejected>, view: View<'_>) -> Resu
                 Problem::new(StatusCode::CONFLICT, format!("the compute is not idle: {refusal}"))
             }
             // In status running nothing else is in the way of a spec, and this is soon over.
-            Refusal::Promoting => {
-                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string());
-                Problem { retry: true, ..problem }
+            Refusal::Promoting | Refusal::TooManyWaiters => {
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()).again()
             }
-            Refusal::TooManyWaiters => Problem::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()),
             // Nothing a client could do helps; for a refresh any code but 200 keeps Postgres's clock going.
             Refusal::PostmasterUnconfirmed | Refusal::NothingToReload | Refusal::CannotPromote => {
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, refusal.to_string())

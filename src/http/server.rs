@@ -29,8 +29,9 @@ use tracing::Instrument;
 
 use self::house::{Guest, House, Watched};
 use self::opening::Opening;
+use super::Context;
+use super::dispatch::{self, SharesConnection};
 use super::response::Problem;
-use super::{Context, dispatch};
 use crate::limits;
 use crate::telemetry;
 
@@ -223,7 +224,11 @@ impl Server {
         let _ = SockRef::from(&stream).set_tcp_keepalive(&probes);
         let service = hyper::service::service_fn(|mut request: Request<Incoming>| {
             give_path(&mut request);
-            let under_way = guest.begins(request.version() == Version::HTTP_2);
+            let shares = request.version() == Version::HTTP_2;
+            if shares {
+                request.extensions_mut().insert(SharesConnection);
+            }
+            let under_way = guest.begins(shares);
             let opening = self.opening.clone();
             async move {
                 let Some(under_way) = under_way else {
@@ -249,7 +254,8 @@ impl Server {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = guest.asked_to_leave(), if !leaving => {
-                    if guest.is_idle() {
+                    // Who was answered may not have everything yet.
+                    if !guest.was_served() {
                         return;
                     }
                     leaving = true;

@@ -106,7 +106,6 @@ pub(crate) fn request<B>(request: &warp::http::Request<B>) -> Span {
     if !ON.load(Ordering::Relaxed) && !super::log::is_json() {
         return Span::none();
     }
-    let cut = |text: &str| text.chars().take(limits::TRACE_URL).collect::<String>();
     let uri = request.uri();
     let span = tracing::info_span!(
         parent: None,
@@ -116,19 +115,25 @@ pub(crate) fn request<B>(request: &warp::http::Request<B>) -> Span {
         network.protocol.version = protocol(request.version()),
         otel.kind = "server",
         url.path = cut(uri.path()),
-        url.query = uri.query().map(|query| cut(&shown(query))),
+        url.query = uri.query().map(|query| cut(&shown(query)).to_owned()),
         http.response.status_code = tracing::field::Empty,
     );
     continue_request(&span, request.headers());
     span
 }
 
-/// A query without the values of what no route knows: somebody may have put a token there.
+/// As much of an address as anybody wants to read: whoever sends a longer one shall not fill logs with it.
+pub(crate) fn cut(text: &str) -> &str {
+    text.char_indices().nth(limits::TRACE_URL).map_or(text, |(end, _)| &text[..end])
+}
+
+/// A query without what no route knows: somebody may have put a token there.
 fn shown(query: &str) -> String {
     const KNOWN: [&str; 7] =
         ["mode", "if_idle", "limit", "last_event_id", "database", "is_library", "from_endpoint"];
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
         Some((name, _)) if !KNOWN.contains(&name) => format!("{name}=…"),
+        None if !KNOWN.contains(&pair) => "…".to_owned(),
         _ => pair.to_owned(),
     });
     pairs.collect::<Vec<_>>().join("&")
@@ -258,5 +263,29 @@ impl HttpClient for Collector {
             result
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_query_only_what_routes_know_is_told() {
+        for (query, told) in [
+            ("mode=fast&if_idle=true", "mode=fast&if_idle=true"),
+            ("mode&limit=3", "mode&limit=3"),
+            ("token=abc&mode=fast", "token=…&mode=fast"),
+            ("eyJhbGciOiJFZERTQSJ9.e30.c2ln", "…"),
+            ("limit=3&eyJhbGciOiJFZERTQSJ9", "limit=3&…"),
+        ] {
+            assert_eq!(shown(query), told, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_long_address_is_cut_between_two_letters() {
+        assert_eq!(cut("/status"), "/status");
+        assert_eq!(cut(&"é".repeat(limits::TRACE_URL + 1)), "é".repeat(limits::TRACE_URL));
     }
 }

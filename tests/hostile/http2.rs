@@ -2,12 +2,13 @@
 
 use std::net::Ipv4Addr;
 
+use compute_ctl::limits;
 use hyper::Request;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use crate::support::node::Place;
+use crate::support::node::{COMPUTE_ID, Place, token};
 use crate::{MIB, Siege};
 
 fn in_time<T>(work: impl Future<Output = T>) -> T {
@@ -117,4 +118,41 @@ fn clients_that_take_nothing_share_what_there_is_for_them() {
     });
     // A few kilobytes for each of the requests there may be, and for each connection.
     siege.ends_within(64 * MIB);
+}
+
+#[test]
+fn watchers_leave_room_for_others() {
+    let place = Place::new();
+    let siege = Siege::lay(&place);
+    let watch = || {
+        let mut request = get("/events");
+        let token = format!("Bearer {}", token(COMPUTE_ID)).parse().expect("a value");
+        request.headers_mut().insert("authorization", token);
+        request
+    };
+    in_time(async {
+        let (mut held, mut refused) = (Vec::new(), 0);
+        let mut senders = Vec::new();
+        for _ in 0..10 {
+            let mut sender = connect(&place, |_| {}).await;
+            for _ in 0..60 {
+                let answer = sender.send_request(watch()).await.expect("an answer");
+                match answer.status().as_u16() {
+                    200 => held.push(answer),
+                    code => {
+                        assert_eq!((code, &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+                        refused += 1;
+                    }
+                }
+            }
+            senders.push(sender);
+        }
+        assert_eq!((held.len(), refused), (limits::EVENTS_STREAMS, 600 - limits::EVENTS_STREAMS));
+        let mut another = connect(&place, |_| {}).await;
+        assert_eq!(another.send_request(get("/metrics")).await.expect("an answer").status(), 200);
+        // Who goes leaves a seat.
+        drop(held.pop());
+        while another.send_request(watch()).await.expect("an answer").status() != 200 {}
+    });
+    siege.ends_within(32 * MIB);
 }

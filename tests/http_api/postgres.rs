@@ -155,8 +155,9 @@ async fn slow_bodies_fill_the_room_of_their_own_server_only() {
     let node = Node::running().await;
     let head = format!(
         "POST /configure HTTP/1.1\r\nhost: x\r\nauthorization: bearer {}\r\ncontent-type: application/json\r\n\
-         content-length: 100\r\n\r\n{{",
-        token()
+         content-length: {}\r\n\r\n{{",
+        token(),
+        limits::HTTP_CONFIGURE_BYTES
     );
     let mut slow = Vec::new();
     for _ in 0..limits::HTTP_BODIES_BYTES / limits::HTTP_CONFIGURE_BYTES {

@@ -588,6 +588,7 @@ async fn more_clients_than_can_wait_are_turned_away() {
     node.reaches(ComputeStatus::TerminationPendingFast).await;
     let answer = node.post("/terminate", "").await;
     answer.assert_error("503 Service Unavailable", "too many clients wait already");
+    assert_eq!(answer.header("retry-after"), Some("1"));
     node.world.set(Part::Stop, Way::Succeed);
     assert_eq!(read(&mut waiting).await.status, "200 OK");
     node.stop().await;

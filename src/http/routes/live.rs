@@ -41,13 +41,12 @@ pub(super) fn events(engine: &Handle) -> Work {
             gathered.send_replace(published.borrow_and_update().clone());
         }
     });
-    asked(move |Request { shared, query, headers, .. }| {
+    asked(move |request: Request| {
         let histories = histories.clone();
         async move {
-            let after = position(&headers, query.as_deref())?;
-            let place =
-                shared.watchers.clone().try_acquire_owned().map_err(|_| response::too_many_watchers())?;
-            Ok(response::events(histories, after, place))
+            let after = position(&request.headers, request.query.as_deref())?;
+            let seat = request.seat().ok_or_else(response::too_many_watchers)?;
+            Ok(response::events(histories, after, seat))
         }
     })
 }

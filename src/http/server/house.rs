@@ -51,7 +51,14 @@ impl House {
             let left = timeout(limits::HTTP_ACCEPT_PAUSE, self.places.clone().acquire_owned()).await;
             place = left.ok().map(|place| place.expect("places are never closed"));
         }
-        let doing = Doing { since: Instant::now(), begun: false, requests: 0, untaken: 0, idle: Idle::Gone };
+        let doing = Doing {
+            since: Instant::now(),
+            begun: false,
+            requests: 0,
+            untaken: 0,
+            asked_to_leave: false,
+            idle: Idle::Gone,
+        };
         let record = Arc::new(Record { doing: Mutex::new(doing), leave: Notify::new() });
         self.rests(&record, &mut record.doing());
         Guest { house: self.clone(), record, _place: place }
@@ -61,8 +68,14 @@ impl House {
     pub(super) fn make_room(&self) {
         let longest = self.queue().waiting.pop_first();
         if let Some((_, record)) = longest {
+            record.doing().asked_to_leave = true;
             record.leave.notify_one();
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_somebody_idle(&self) -> bool {
+        !self.queue().waiting.is_empty()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -106,6 +119,7 @@ struct Doing {
     requests: u32,
     /// Answers of which the client has to take something before there can be more.
     untaken: u32,
+    asked_to_leave: bool,
     idle: Idle,
 }
 
@@ -149,12 +163,13 @@ impl Guest {
         self.record.leave.notified().await;
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.record.doing().requests == 0
+    /// Whether it has had a request at all.
+    pub(super) fn was_served(&self) -> bool {
+        self.record.doing().begun
     }
 
     /// Resolves when the client is not worth waiting for: it sent no whole request, or it does not take what it
-    /// asked for.
+    /// asked for, be it the rest that is under way when it has to leave.
     pub(super) async fn given_up(&self) {
         sleep(limits::HTTP_HEAD_READ).await;
         if !self.record.doing().begun {
@@ -163,7 +178,8 @@ impl Guest {
         loop {
             let (since, stuck) = {
                 let doing = self.record.doing();
-                (doing.since, doing.requests > 0 && doing.requests == doing.untaken)
+                let waits = doing.requests == 0 && doing.asked_to_leave;
+                (doing.since, waits || doing.requests > 0 && doing.requests == doing.untaken)
             };
             if !stuck {
                 sleep(limits::HTTP_STALL).await;

@@ -178,6 +178,38 @@ async fn nobody_loses_an_answer_to_those_who_come_later() {
 }
 
 #[tokio::test]
+async fn who_has_to_leave_is_given_the_rest_of_its_answer() {
+    let opening = Opening::new(&CancellationToken::new());
+    opening.serve(routes(&shut()));
+    let (address, house) = {
+        let server = Server::new(opening, 1);
+        let house = server.house.clone();
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        tokio::spawn(accept_all(vec![(listener, server)], CancellationToken::new()));
+        (address, house)
+    };
+    let mut reader = Client::new(address).await;
+    reader.send("/large").await;
+    // It takes little by little, until the server has handed over everything and still has to send some of it.
+    let mut piece = vec![0; 4096];
+    let mut read = reader.0.read(&mut piece).await.expect("it is answered");
+    while read < LARGE && !house.is_somebody_idle() {
+        read += reader.0.read(&mut piece).await.expect("it is answered");
+        tokio::task::yield_now().await;
+    }
+    let mut later = Client::new(address).await;
+    later.send("/quick").await;
+    while house.is_somebody_idle() {
+        tokio::task::yield_now().await;
+    }
+    let mut rest = Vec::new();
+    reader.0.read_to_end(&mut rest).await.expect("an orderly end");
+    assert!(read + rest.len() > LARGE, "{} bytes came of {LARGE} and a head", read + rest.len());
+    assert_eq!(later.answer().await, "quick");
+}
+
+#[tokio::test]
 async fn a_flood_of_silent_connections_keeps_nobody_out() {
     let server = serving(16, &shut()).await;
     let mut silent = Vec::new();
