@@ -1,9 +1,10 @@
 //! What a thousand pollers and a thousand watchers cost, and what `/status` costs over a handler that does nothing.
 //!
-//! Each poller asks for `/status` every 100 ms over a connection it keeps, as the original's client does at a start;
-//! each watcher holds `/events`. The floor is a server of the same library with one trivial handler, in a process of
-//! its own, under the same load in the same run; its watchers are answered once and hear nothing more. `cargo bench --bench http -- start` runs one part (`start`,
-//! `latency`, `frozen`). No figure is asserted but one: there may be no error.
+//! Each poller asks for `/status` every 100 ms over a connection it keeps and with a token, as the original's client
+//! does at a start; each watcher holds `/events`. The floor is a server of the same library with one trivial handler,
+//! in a process of its own, under the same load in the same run; its watchers are answered once and hear nothing more.
+//! `cargo bench --bench http -- start` runs one part (`start`, `latency`, `frozen`). No figure is asserted but one:
+//! there may be no error.
 
 use std::fs;
 use std::io::Read;
@@ -231,7 +232,9 @@ async fn poll(server: SocketAddr, number: u32, signs: Signs) -> Seen {
 
 /// One question and its answer, which is one packet unless it is cut.
 async fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"GET /status HTTP/1.1\r\nhost: localhost\r\n\r\n").await?;
+    let token = cluster::token();
+    let asked = format!("GET /status HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(asked.as_bytes()).await?;
     let mut answer = Vec::with_capacity(1024);
     loop {
         if stream.read_buf(&mut answer).await? == 0 {
@@ -254,9 +257,10 @@ async fn watch_events(server: SocketAddr, signs: Signs) -> Seen {
     let stop = signs.stop;
     let mut seen = Seen::default();
     let Some(mut stream) = connected(server, &stop).await else { return seen };
-    let asked = b"GET /events HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
+    let token = cluster::token();
+    let asked = format!("GET /events HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n");
     let mut piece = [0; 4096];
-    if stream.write_all(asked).await.is_err() {
+    if stream.write_all(asked.as_bytes()).await.is_err() {
         seen.errors += 1;
         return seen;
     }

@@ -8,12 +8,17 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+
+/// Whom the keys of a node let in.
+const COMPUTE_ID: &str = "bench";
 
 /// How long anything here may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -92,7 +97,7 @@ impl Cluster {
                     ],
                 },
             },
-            "compute_ctl_config": { "jwks": { "keys": [] } },
+            "compute_ctl_config": { "jwks": keys() },
         });
         let path = self.root.path().join("config.json");
         fs::write(&path, document.to_string()).expect("the config can be written");
@@ -122,7 +127,7 @@ impl Cluster {
 
     pub(crate) fn supervised(&self, data: &Path, config: &Path) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_compute_ctl"));
-        command.args(["run", "--standalone", "-i", "bench", "-D"]).arg(data).arg("-c").arg(config);
+        command.args(["run", "-i", COMPUTE_ID, "-D"]).arg(data).arg("-c").arg(config);
         command.arg("-C").arg(connstr(self.port())).arg("-b").arg(self.bin.join("postgres"));
         command.arg("--cache-dir").arg(self.root.path().join("cache"));
         command.arg("--journal").arg(self.root.path().join("journal"));
@@ -271,11 +276,27 @@ fn ready_for_query(socket: &mut TcpStream) -> std::io::Result<bool> {
     }
 }
 
+/// The keys by which a node knows who may ask.
+fn keys() -> Value {
+    serde_json::from_str(include_str!("../../tests/fixtures/keys/jwks.json")).expect("a key set")
+}
+
+/// What a control plane sends along with each request.
+pub(crate) fn token() -> &'static str {
+    static TOKEN: LazyLock<String> = LazyLock::new(|| {
+        let key = EncodingKey::from_ed_der(include_bytes!("../../tests/fixtures/keys/ed25519.der"));
+        let claims = json!({ "compute_id": COMPUTE_ID });
+        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &key).expect("the key fits")
+    });
+    &TOKEN
+}
+
 fn http(port: u16, method: &str, path: &str, body: &str) -> Option<String> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+         authorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        token(),
         body.len()
     );
     socket.write_all(request.as_bytes()).ok()?;
