@@ -155,6 +155,16 @@ impl Compute {
         Ok((self.decoded(&answer.body)?, answer))
     }
 
+    /// What a probe says; nothing from a compute that has none, as the original.
+    pub(super) async fn probe(&self, path: &'static str) -> Result<Option<bool>, ClientError> {
+        match self.ask(Request::get(path)).await {
+            Ok(_) => Ok(Some(true)),
+            Err(ClientError::Refused { status: StatusCode::SERVICE_UNAVAILABLE, .. }) => Ok(Some(false)),
+            Err(ClientError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Its changes of state as they happen, those after `last` first if it still knows them. Nothing if it has no
     /// such route, as the original has not.
     pub(super) async fn events(&self, last: Option<&str>) -> Result<Option<Events>, ClientError> {

@@ -36,6 +36,9 @@ const URL_VARIABLE: &str = "COMPUTE_CTL_URL";
 /// Holds the token for a compute's external server when `--token` does not.
 const TOKEN_VARIABLE: &str = "COMPUTE_CTL_TOKEN";
 
+/// Says whether Postgres serves.
+const READY: &str = "readyz";
+
 /// Which compute is asked for what.
 #[derive(Clone, Debug)]
 pub struct RemoteOptions {
@@ -130,6 +133,10 @@ pub fn run(options: &RemoteOptions, streams: &mut Streams<'_>) -> ExitCode {
                 {
                     ExitCode::Busy
                 }
+                // It answers, but with no status yet.
+                Failure::Compute(ClientError::Refused {
+                    status: StatusCode::SERVICE_UNAVAILABLE, ..
+                }) if matches!(options.act, Act::Status { .. }) => ExitCode::NotServing,
                 _ => ExitCode::Failure,
             }
         }
@@ -144,7 +151,10 @@ fn answered(options: &RemoteOptions, streams: &mut Streams<'_>) -> Result<ExitCo
         match &options.act {
             Act::Status { watch: false, until: None, .. } => {
                 let (status, answer) = compute.status().await?;
-                let exit = if show::serves(status.status) { ExitCode::Ok } else { ExitCode::NotServing };
+                // By the status alone there is no telling whether Postgres serves on after a failed change, say.
+                let ready = compute.probe(READY).await?;
+                let serves = ready.unwrap_or_else(|| show::serves(status.status));
+                let exit = if serves { ExitCode::Ok } else { ExitCode::NotServing };
                 Ok(finish(options, &answer, &show::status(&status), exit, streams))
             }
             Act::Status { watch, until, timeout } => {

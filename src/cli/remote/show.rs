@@ -33,7 +33,7 @@ pub(super) struct History {
     transitions: Vec<Transition>,
 }
 
-/// Whether Postgres serves in this status.
+/// Whether Postgres serves in this status, of a compute that does not tell by itself.
 pub(super) fn serves(status: ComputeStatus) -> bool {
     match status {
         ComputeStatus::Running

@@ -1,5 +1,8 @@
 //! The sub-commands against a compute whose answers are written down.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +22,8 @@ type Asked = (String, String, String, String);
 struct Fake {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// Where connections with requests came from.
+    peers: Arc<Mutex<BTreeSet<Option<SocketAddr>>>>,
     /// Ends the server when it is dropped.
     _runtime: tokio::runtime::Runtime,
 }
@@ -31,18 +36,22 @@ fn fake(answer: impl Fn(&str) -> Response + Clone + Send + Sync + 'static) -> Fa
         .build()
         .expect("a runtime");
     let asked = Arc::new(Mutex::new(Vec::new()));
-    let note = asked.clone();
+    let peers = Arc::new(Mutex::new(BTreeSet::new()));
+    let (note, peer) = (asked.clone(), peers.clone());
     let routes = warp::method()
         .and(warp::path::full())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::header::optional::<String>("authorization"))
         .and(warp::body::bytes())
+        .and(warp::addr::remote())
         .map(
             move |method: Method,
                   path: FullPath,
                   query: String,
                   token: Option<String>,
-                  body: bytes::Bytes| {
+                  body: bytes::Bytes,
+                  from: Option<SocketAddr>| {
+                peer.lock().expect("no test panics in it").insert(from);
                 let query = if query.is_empty() { query } else { format!("?{query}") };
                 note.lock().expect("no test panics in it").push((
                     method.to_string(),
@@ -56,7 +65,7 @@ fn fake(answer: impl Fn(&str) -> Response + Clone + Send + Sync + 'static) -> Fa
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     runtime.spawn(warp::serve(routes).incoming(listener).run());
-    Fake { address, asked, _runtime: runtime }
+    Fake { address, asked, peers, _runtime: runtime }
 }
 
 impl Fake {
@@ -64,25 +73,43 @@ impl Fake {
         self.asked.lock().expect("no test panics in it").clone()
     }
 
+    /// The same without tokens and bodies.
+    fn lines(&self) -> Vec<String> {
+        self.requests().into_iter().map(|(method, path, ..)| format!("{method} {path}")).collect()
+    }
+
+    fn compute(&self) -> Compute {
+        Compute::new(&format!("http://{}", self.address), Some(Secret::new("t"))).expect("an address")
+    }
+
     fn run(&self, act: Act, json: bool) -> (ExitCode, String, String) {
         self.seen(act, json, false)
     }
 
     fn seen(&self, act: Act, json: bool, terminal: bool) -> (ExitCode, String, String) {
-        let compute =
-            Compute::new(&format!("http://{}", self.address), Some(Secret::new("t"))).expect("an address");
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut streams = Streams {
-            input: &mut io::empty(),
-            out: &mut out,
-            out_is_terminal: terminal,
-            err: &mut err,
-            err_is_terminal: terminal,
-        };
-        let exit = run(&RemoteOptions { compute, act, json }, &mut streams);
-        let text = |bytes| String::from_utf8(bytes).expect("it is text");
-        (exit, text(out), text(err))
+        let compute = self.compute();
+        shown(terminal, |streams| run(&RemoteOptions { compute, act, json }, streams))
     }
+}
+
+/// What comes of it, and what it prints.
+fn shown<T>(terminal: bool, act: impl FnOnce(&mut Streams<'_>) -> T) -> (T, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut streams = Streams {
+        input: &mut io::empty(),
+        out: &mut out,
+        out_is_terminal: terminal,
+        err: &mut err,
+        err_is_terminal: terminal,
+    };
+    let done = act(&mut streams);
+    let text = |bytes| String::from_utf8(bytes).expect("it is text");
+    (done, text(out), text(err))
+}
+
+/// Just a code.
+fn code(code: StatusCode) -> Response {
+    code.into_response()
 }
 
 fn status(status: &str) -> Value {
@@ -94,22 +121,49 @@ fn answers(body: &Value) -> Response {
     warp::reply::json(body).into_response()
 }
 
+/// Far longer than anything here takes.
+const BOUND: Duration = Duration::from_secs(60);
+
 const STATUS: Act = Act::Status { watch: false, until: None, timeout: None };
 
 #[test]
-fn the_exit_code_of_status_tells_whether_postgres_serves() {
-    for (name, exit) in
-        [("running", ExitCode::Ok), ("configuration", ExitCode::Ok), ("empty", ExitCode::NotServing)]
-    {
-        let fake = fake(move |_| answers(&status(name)));
-        let (code, out, err) = fake.run(STATUS, false);
-        assert_eq!((code, err.as_str()), (exit, ""));
-        assert!(out.starts_with(&format!("status       {name}\n")), "{out}");
-        let (code, out, _) = fake.run(STATUS, true);
-        assert_eq!((code, serde_json::from_str::<Value>(&out).ok()), (exit, Some(status(name))));
+fn the_exit_code_of_status_is_what_the_compute_says_of_its_readiness() {
+    for (name, ready, exit) in [
+        ("running", StatusCode::OK, ExitCode::Ok),
+        ("running", StatusCode::SERVICE_UNAVAILABLE, ExitCode::NotServing),
+        // Of these the name alone does not tell.
+        ("failed", StatusCode::OK, ExitCode::Ok),
+        ("failed", StatusCode::SERVICE_UNAVAILABLE, ExitCode::NotServing),
+        ("configuration_pending", StatusCode::OK, ExitCode::Ok),
+        ("refresh_configuration_pending", StatusCode::SERVICE_UNAVAILABLE, ExitCode::NotServing),
+        // The original has no such probe.
+        ("running", StatusCode::NOT_FOUND, ExitCode::Ok),
+        ("configuration", StatusCode::NOT_FOUND, ExitCode::Ok),
+        ("empty", StatusCode::NOT_FOUND, ExitCode::NotServing),
+        ("failed", StatusCode::NOT_FOUND, ExitCode::NotServing),
+    ] {
+        let fake = fake(move |path| if path == "/readyz" { code(ready) } else { answers(&status(name)) });
+        let (exited, out, err) = fake.run(STATUS, false);
+        assert_eq!((exited, err.as_str()), (exit, ""), "{name}, {ready}");
+        assert!(out.starts_with(&format!("status       {}\n", name.replace('_', "-"))), "{out}");
+        let (exited, out, _) = fake.run(STATUS, true);
+        assert_eq!((exited, serde_json::from_str::<Value>(&out).ok()), (exit, Some(status(name))), "{ready}");
         let asked = ("GET".to_owned(), "/status".to_owned(), "Bearer t".to_owned(), String::new());
-        assert_eq!(fake.requests(), [asked.clone(), asked]);
+        assert_eq!(fake.requests()[0], asked);
     }
+}
+
+#[test]
+fn a_compute_that_waits_for_its_spec_does_not_serve_and_says_why() {
+    let fake = waiting_at_first(usize::MAX);
+    let (exit, out, err) = fake.run(STATUS, false);
+    assert_eq!((exit, out.as_str()), (ExitCode::NotServing, ""));
+    assert!(err.contains("503 Service Unavailable: the spec is being waited for"), "{err}");
+    let (exit, out, err) = fake.run(STATUS, true);
+    assert_eq!((exit, err.as_str()), (ExitCode::NotServing, ""));
+    assert!(out.contains("the spec is being waited for"), "{out}");
+    // What is no status has failed, as ever.
+    assert_eq!(fake.run(Act::Refresh, false).0, ExitCode::Failure);
 }
 
 #[test]
@@ -128,8 +182,8 @@ fn a_refusal_is_told_in_the_computes_words() {
     let act = |if_idle| Act::Terminate { mode: Mode::Immediate, if_idle };
     assert_eq!(busy.run(act(true), false).0, ExitCode::Busy);
     assert_eq!(busy.run(act(false), false).0, ExitCode::Failure);
-    let paths: Vec<_> = busy.requests().into_iter().map(|(_, path, ..)| path).collect();
-    assert_eq!(paths, ["/terminate?mode=immediate&if_idle=true", "/terminate?mode=immediate"]);
+    let asked = ["POST /terminate?mode=immediate&if_idle=true", "POST /terminate?mode=immediate"];
+    assert_eq!(busy.lines(), asked);
     // Bare text, as of a wrong query, and text that would reach the terminal.
     let (_, _, err) = refused(400, "Failed to \u{1b}[2J").run(STATUS, false);
     assert!(err.contains("Failed to") && !err.contains('\u{1b}'), "{err}");
@@ -160,9 +214,7 @@ fn a_refresh_and_a_history_are_asked_for() {
     let (code, out, _) = fake.run(Act::History { limit: Some(7) }, false);
     assert_eq!(code, ExitCode::Ok);
     assert_eq!(out, "(2 earlier ones are not kept any more)\nT  empty -> init after 0.0 s: spec\n");
-    let asked: Vec<_> =
-        fake.requests().into_iter().map(|(method, path, ..)| format!("{method} {path}")).collect();
-    assert_eq!(asked, ["POST /refresh_configuration", "GET /history?limit=7"]);
+    assert_eq!(fake.lines(), ["POST /refresh_configuration", "GET /history?limit=7"]);
 }
 
 #[test]
@@ -187,6 +239,23 @@ fn a_bare_spec_is_sent_as_computes_take_it_and_a_bad_one_not_at_all() {
     assert_eq!(fake.requests().len(), 1);
 }
 
+/// A compute that waits for its spec for so many requests and runs then, and tells no changes.
+fn waiting_at_first(requests: usize) -> Fake {
+    let left = Arc::new(Mutex::new(requests));
+    fake(move |path| {
+        let mut left = left.lock().expect("no test panics in it");
+        if *left > 0 {
+            *left -= 1;
+            let body = json!({ "error": "the spec is being waited for" });
+            return with_status(warp::reply::json(&body), StatusCode::SERVICE_UNAVAILABLE).into_response();
+        }
+        match path {
+            "/status" => answers(&status("running")),
+            _ => code(StatusCode::NOT_FOUND),
+        }
+    })
+}
+
 /// Statuses one after another, then the last for ever; and events, if there are any.
 fn played(statuses: &'static [&'static str], events: Option<&'static str>) -> Fake {
     let next = Arc::new(Mutex::new(statuses.iter().copied()));
@@ -194,7 +263,7 @@ fn played(statuses: &'static [&'static str], events: Option<&'static str>) -> Fa
         ("/events", Some(events)) => {
             warp::reply::with_header(events, "content-type", "text/event-stream").into_response()
         }
-        ("/events", None) => StatusCode::NOT_FOUND.into_response(),
+        ("/events", None) | ("/readyz" | "/startupz", _) => code(StatusCode::NOT_FOUND),
         _ => {
             let next = next.lock().expect("no test panics in it").next();
             answers(&status(next.or(statuses.last().copied()).expect("there is one")))
@@ -258,15 +327,8 @@ fn a_compute_that_is_not_there_is_no_endless_wait() {
     let address = gone.address;
     drop(gone);
     let compute = Compute::new(&format!("http://{address}"), None).expect("an address");
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut streams = Streams {
-        input: &mut io::empty(),
-        out: &mut out,
-        out_is_terminal: false,
-        err: &mut err,
-        err_is_terminal: false,
-    };
     let act = Act::Status { watch: true, until: None, timeout: None };
-    assert_eq!(run(&RemoteOptions { compute, act, json: false }, &mut streams), ExitCode::Failure);
-    assert!(String::from_utf8_lossy(&err).contains("no answer from the compute at"), "{err:?}");
+    let (exit, _, err) = shown(false, |streams| run(&RemoteOptions { compute, act, json: false }, streams));
+    assert_eq!(exit, ExitCode::Failure);
+    assert!(err.contains("no answer from the compute at"), "{err:?}");
 }
