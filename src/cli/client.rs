@@ -1,10 +1,12 @@
 //! A client of a running compute's external server, for the sub-commands that ask one.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use compute_states::ComputeStatus;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +27,9 @@ pub struct Compute {
     /// Base URL, with a slash at its end.
     base: Url,
     token: Option<Secret>,
+    /// Made for the first request: to make one means to read all certificates that this machine trusts. The next request
+    /// finds the connection of the one before.
+    client: OnceLock<Client>,
 }
 
 /// Why a compute gave no answer.
@@ -139,7 +144,7 @@ impl Compute {
         if !base.username().is_empty() || base.password().is_some() {
             return Err("user and password have no place in it".to_owned());
         }
-        Ok(Self { base, token })
+        Ok(Self { base, token, client: OnceLock::new() })
     }
 
     /// What the compute would change if this config, as JSON, was sent to `/configure`. Takes at most
@@ -178,16 +183,23 @@ impl Compute {
             StatusCode::OK => Ok(Some(Events::new(answer))),
             // Without them there is still the status, which is asked for every second anyway.
             StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE => Ok(None),
-            status => Err(self.refused(status, &self.body(answer).await?)),
+            status => {
+                let headers = answer.headers().clone();
+                Err(self.refused(status, &headers, &self.body(answer).await?))
+            }
         }
     }
 
-    /// Asks, and takes any of the codes below 400 for a yes, as the original's clients do.
+    /// Asks, and takes any 2xx for a yes. A redirect is none: nothing is asked of any other server than the one named,
+    /// and what follows one that answers a POST is often a GET.
     pub(super) async fn ask(&self, request: Request) -> Result<Answer, ClientError> {
         let answer = self.prepared(&request)?.send().await.map_err(|error| self.transport(error))?;
-        let status = answer.status();
+        let (status, headers) = (answer.status(), answer.headers().clone());
         let body = self.body(answer).await?;
-        if status.is_success() { Ok(Answer { status, body }) } else { Err(self.refused(status, &body)) }
+        match status.is_success() {
+            true => Ok(Answer { status, body }),
+            false => Err(self.refused(status, &headers, &body)),
+        }
     }
 
     fn prepared(&self, request: &Request) -> Result<RequestBuilder, ClientError> {
@@ -195,7 +207,10 @@ impl Compute {
         if !request.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&request.query);
         }
-        let mut builder = self.client(request.within)?.request(request.method.clone(), url);
+        let mut builder = self.client()?.request(request.method.clone(), url);
+        if let Some(within) = request.within {
+            builder = builder.timeout(within);
+        }
         if let Some(body) = &request.body {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
@@ -208,15 +223,14 @@ impl Compute {
         Ok(builder)
     }
 
-    fn client(&self, within: Option<Duration>) -> Result<Client, ClientError> {
-        let settings = || {
-            let builder = Client::builder().connect_timeout(limits::CLIENT_CONNECT);
-            match within {
-                Some(within) => builder.timeout(within),
-                None => builder,
-            }
-        };
-        control_plane::trusting_client(self.base.as_str(), settings).map_err(ClientError::Client)
+    fn client(&self) -> Result<&Client, ClientError> {
+        if let Some(made) = self.client.get() {
+            return Ok(made);
+        }
+        let settings = || Client::builder().connect_timeout(limits::CLIENT_CONNECT).redirect(Policy::none());
+        let made =
+            control_plane::trusting_client(self.base.as_str(), settings).map_err(ClientError::Client)?;
+        Ok(self.client.get_or_init(|| made))
     }
 
     /// A body as what it should be.
@@ -224,7 +238,12 @@ impl Compute {
         control_plane::decode(body).map_err(|fault| ClientError::Format { at: self.at(), fault })
     }
 
-    fn refused(&self, status: StatusCode, body: &[u8]) -> ClientError {
+    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ClientError {
+        let place = headers.get(LOCATION).filter(|_| status.is_redirection());
+        if let Some(place) = place {
+            let error = Some(format!("it points to {}", String::from_utf8_lossy(place.as_bytes())));
+            return ClientError::Refused { at: self.at(), status, error };
+        }
         let refusal = serde_json::from_slice(body).map(|Refusal { error }| error);
         // Faults of a query are bare text in the original, and here.
         let error = refusal.ok().or_else(|| {

@@ -84,9 +84,14 @@ pub(super) fn compute(
 ) -> Result<Compute, UsageFault> {
     let (name, url) = match url {
         Some(url) => ("--url", url),
-        None => (URL_VARIABLE, environment.text(URL_VARIABLE).unwrap_or_else(|| URL.to_owned())),
+        None => {
+            let set = environment.text(URL_VARIABLE).filter(|url| !url.is_empty());
+            (URL_VARIABLE, set.unwrap_or_else(|| URL.to_owned()))
+        }
     };
+    // An empty one is none, and computes take an empty header for a fault.
     let token = token.or_else(|| environment.text(TOKEN_VARIABLE).map(Secret::new));
+    let token = token.filter(|token| !token.reveal().is_empty());
     Compute::new(&url, token).map_err(|fault| invalid(format!("invalid {name}: {fault}")))
 }
 

@@ -167,6 +167,62 @@ fn a_compute_that_waits_for_its_spec_does_not_serve_and_says_why() {
 }
 
 #[test]
+fn one_connection_serves_all_that_is_asked() {
+    let fake = played(&["running"], None);
+    assert_eq!(fake.run(STATUS, false).0, ExitCode::Ok);
+    assert_eq!(fake.lines(), ["GET /status", "GET /readyz"]);
+    assert_eq!(fake.peers.lock().expect("no test panics in it").len(), 1);
+}
+
+#[test]
+fn a_request_is_sent_nowhere_else() {
+    for to in [StatusCode::MOVED_PERMANENTLY, StatusCode::FOUND, StatusCode::TEMPORARY_REDIRECT] {
+        let fake = fake(move |path| match path {
+            "/refresh_configuration" => {
+                warp::reply::with_header(code(to), "location", "/elsewhere").into_response()
+            }
+            _ => warp::reply().into_response(),
+        });
+        let (exit, out, err) = fake.run(Act::Refresh, false);
+        assert_eq!((exit, out.as_str()), (ExitCode::Failure, ""), "{to}");
+        assert!(err.contains(&format!("{to}: it points to /elsewhere")), "{err}");
+        assert_eq!(fake.lines(), ["POST /refresh_configuration"]);
+    }
+}
+
+#[test]
+fn an_empty_variable_is_an_unset_one() {
+    let environment = |url: &'static str, token: &'static str| {
+        move |name: &str| match name {
+            URL_VARIABLE => Some(OsString::from(url)),
+            TOKEN_VARIABLE => Some(OsString::from(token)),
+            _ => None,
+        }
+    };
+    let var = environment("", "");
+    let made = |url: Option<&str>, token: Option<&str>, var: &dyn Fn(&str) -> Option<OsString>| {
+        let environment = Environment { var, root: false };
+        compute(url.map(str::to_owned), token.map(Secret::new), environment).ok()
+    };
+    let local = made(None, None, &var).expect("the usual one");
+    assert_eq!(format!("{local:?}"), format!("Compute({URL:?})"));
+    let fake = played(&["running"], None);
+    let url = format!("http://{}", fake.address);
+    for (given, variable, sent) in
+        [(None, "", ""), (Some(""), "t", ""), (None, "t", "Bearer t"), (Some("x"), "t", "Bearer x")]
+    {
+        let var = environment("", variable);
+        let compute = made(Some(&url), given, &var).expect("an address");
+        let options = RemoteOptions { compute, act: STATUS, json: false };
+        assert_eq!(shown(false, |streams| run(&options, streams)).0, ExitCode::Ok);
+        assert_eq!(fake.requests().last().expect("it was asked").2, sent, "{given:?}, {variable:?}");
+    }
+    // One that was written is meant: another compute must not take its place.
+    let var = environment("http://x", "");
+    assert!(made(Some(""), None, &var).is_none());
+}
+
+#[test]
 fn a_refusal_is_told_in_the_computes_words() {
     let refused = |code, body: &'static str| {
         fake(move |_| with_status(body, StatusCode::from_u16(code).expect("a code")).into_response())
