@@ -63,7 +63,8 @@ Exit codes:
   78 config or spec invalid";
 
 const TERMINATE_HELP: &str = "\
-Prints the end of the write-ahead log, where the storage knows one.
+Prints the end of the write-ahead log, where the storage knows one. With --if-idle a compute that has no conditional
+termination is left alone: exit code 1.
 
 Exit codes:
    0 Postgres is down

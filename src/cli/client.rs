@@ -170,6 +170,19 @@ impl Compute {
         }
     }
 
+    /// Whether by its own description it knows this field in the query of this route. The original, which describes
+    /// nothing of itself, ignores fields that it does not know.
+    pub(super) async fn knows(&self, route: &str, field: &str) -> Result<bool, ClientError> {
+        let answer = match self.ask(Request::get("openapi.json")).await {
+            Ok(answer) => answer,
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let description: serde_json::Value = self.decoded(&answer.body)?;
+        let parameters = description["paths"][route]["post"]["parameters"].as_array();
+        Ok(parameters.into_iter().flatten().any(|parameter| parameter["name"] == *field))
+    }
+
     /// Its changes of state as they happen, those after `last` first if it still knows them. Nothing if it has no
     /// such route, as the original has not.
     pub(super) async fn events(&self, last: Option<&str>) -> Result<Option<Events>, ClientError> {
@@ -268,7 +281,8 @@ impl Compute {
         ClientError::Transport { at: self.at(), source: error.without_url() }
     }
 
-    fn at(&self) -> String {
+    /// Scheme, host and port.
+    pub(super) fn at(&self) -> String {
         self.base.origin().ascii_serialization()
     }
 }

@@ -102,6 +102,10 @@ enum Failure {
     Runtime(#[source] io::Error),
     #[error(transparent)]
     Compute(#[from] ClientError),
+    #[error(
+        "the compute at {at} has no conditional termination; nothing was done, and without --if-idle it would stop"
+    )]
+    Unconditional { at: String },
     /// Told already, with this outcome.
     #[error("the file cannot be sent")]
     File(ExitCode),
@@ -215,17 +219,28 @@ async fn terminate(
     if_idle: bool,
     streams: &mut Streams<'_>,
 ) -> Result<ExitCode, Failure> {
-    let mode = match mode {
-        Mode::Fast => "fast",
-        Mode::Immediate => "immediate",
-    };
-    let mut query = vec![("mode", mode.to_owned())];
-    if if_idle {
-        query.push(("if_idle", "true".to_owned()));
-    }
     let compute = &options.compute;
+    let condition = ("if_idle", "true".to_owned());
+    let query = match (mode, if_idle) {
+        (Mode::Fast, false) => vec![("mode", "fast".to_owned())],
+        (Mode::Immediate, false) => vec![("mode", "immediate".to_owned())],
+        // The original ignores the condition and wants a mode, so without one it does nothing. In ours it is the mode.
+        (Mode::Fast, true) => vec![condition],
+        (Mode::Immediate, true) if !compute.knows("/terminate", condition.0).await? => {
+            return Err(Failure::Unconditional { at: compute.at() });
+        }
+        (Mode::Immediate, true) => vec![("mode", "immediate".to_owned()), condition],
+    };
     let request = Request { query, ..Request::post("terminate", None) };
-    let answer = waiting::with_progress(compute, "terminating", compute.ask(request), streams).await?;
+    let answer = waiting::with_progress(compute, "terminating", compute.ask(request), streams).await;
+    let answer = match answer {
+        Err(ClientError::Refused { at, status: StatusCode::BAD_REQUEST, error: Some(error) })
+            if if_idle && error.contains("missing field `mode`") =>
+        {
+            return Err(Failure::Unconditional { at });
+        }
+        answer => answer?,
+    };
     // One deployment of the original's answers without a body.
     let lsn = serde_json::from_slice(&answer.body).ok().and_then(|Terminated { lsn }| lsn);
     let was = if answer.status == StatusCode::CREATED { "was" } else { "is" };

@@ -235,11 +235,10 @@ fn a_refusal_is_told_in_the_computes_words() {
     assert!(err.is_empty() && out.contains(r#"{"error":"the compute at "#), "{out}");
 
     let busy = refused(409, r#"{"error":"the compute is not idle"}"#);
-    let act = |if_idle| Act::Terminate { mode: Mode::Immediate, if_idle };
+    let act = |if_idle| Act::Terminate { mode: Mode::Fast, if_idle };
     assert_eq!(busy.run(act(true), false).0, ExitCode::Busy);
     assert_eq!(busy.run(act(false), false).0, ExitCode::Failure);
-    let asked = ["POST /terminate?mode=immediate&if_idle=true", "POST /terminate?mode=immediate"];
-    assert_eq!(busy.lines(), asked);
+    assert_eq!(busy.lines(), ["POST /terminate?if_idle=true", "POST /terminate?mode=fast"]);
     // Bare text, as of a wrong query, and text that would reach the terminal.
     let (_, _, err) = refused(400, "Failed to \u{1b}[2J").run(STATUS, false);
     assert!(err.contains("Failed to") && !err.contains('\u{1b}'), "{err}");
@@ -257,6 +256,42 @@ fn a_termination_tells_where_the_log_ends() {
             fake(move |_| with_status(body, StatusCode::from_u16(code).expect("a code")).into_response());
         assert_eq!(fake.run(act(), false), (ExitCode::Ok, text.to_owned(), String::new()));
     }
+}
+
+#[test]
+fn a_compute_that_knows_no_condition_is_not_terminated_on_one() {
+    // As the original answers where no mode is named.
+    const MISSING: &str = "Failed to deserialize query string: missing field `mode`";
+    let original = || {
+        fake(|path| match path {
+            "/terminate" => with_status(MISSING, StatusCode::BAD_REQUEST).into_response(),
+            _ => code(StatusCode::NOT_FOUND),
+        })
+    };
+    let act = |mode| Act::Terminate { mode, if_idle: true };
+    // Its one parameter is not the condition.
+    let other = json!({ "paths": { "/terminate": { "post": { "parameters": [{ "name": "mode" }] } } } });
+    let other = fake(move |_| answers(&other));
+    for (fake, mode, asked) in [
+        (original(), Mode::Fast, "POST /terminate?if_idle=true"),
+        (original(), Mode::Immediate, "GET /openapi.json"),
+        (other, Mode::Immediate, "GET /openapi.json"),
+    ] {
+        let (exit, out, err) = fake.run(act(mode), false);
+        assert_eq!((exit, out.as_str()), (ExitCode::Failure, ""));
+        assert!(err.contains("has no conditional termination; nothing was done"), "{err}");
+        assert_eq!(fake.lines(), [asked]);
+    }
+    let knows = json!({ "paths": { "/terminate": { "post": { "parameters": [{ "name": "if_idle" }] } } } });
+    let ours = fake(move |path| match path {
+        "/openapi.json" => answers(&knows),
+        _ => with_status(r#"{"error":"busy"}"#, StatusCode::CONFLICT).into_response(),
+    });
+    assert_eq!(ours.run(act(Mode::Immediate), false).0, ExitCode::Busy);
+    assert_eq!(ours.lines(), ["GET /openapi.json", "POST /terminate?mode=immediate&if_idle=true"]);
+    // Whatever else is in the way is told as it is.
+    let (_, _, err) = waiting_at_first(usize::MAX).run(act(Mode::Immediate), false);
+    assert!(err.contains("the spec is being waited for"), "{err}");
 }
 
 #[test]
