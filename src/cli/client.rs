@@ -1,8 +1,8 @@
 //! A client of a running compute's external server, for the sub-commands that ask one.
 
-use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
+use std::{error, fmt, io};
 
 use compute_states::ComputeStatus;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
@@ -11,6 +11,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use tokio::time::timeout;
 
 use crate::catalog::PlanDocument;
 use crate::control_plane;
@@ -47,7 +48,7 @@ pub enum ClientError {
         /// Scheme, host and port.
         at: String,
         /// Why.
-        source: reqwest::Error,
+        source: Box<dyn error::Error + Send + Sync>,
     },
     /// It said no.
     #[error("the compute at {at} answered {status}{}", with(.error))]
@@ -184,23 +185,32 @@ impl Compute {
     }
 
     /// Its changes of state as they happen, those after `last` first if it still knows them. Nothing if it has no
-    /// such route, as the original has not.
+    /// such route, as the original has not. Their beginning is bounded, for it is at hand; the rest is not.
     pub(super) async fn events(&self, last: Option<&str>) -> Result<Option<Events>, ClientError> {
         let request = Request { within: None, ..Request::get("events") };
         let mut builder = self.prepared(&request)?.header(ACCEPT, "text/event-stream");
         if let Some(last) = last {
             builder = builder.header("last-event-id", last);
         }
-        let answer = builder.send().await.map_err(|error| self.transport(error))?;
-        match answer.status() {
-            StatusCode::OK => Ok(Some(Events::new(answer))),
-            // Without them there is still the status, which is asked for every second anyway.
-            StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE => Ok(None),
-            status => {
-                let headers = answer.headers().clone();
-                Err(self.refused(status, &headers, &self.body(answer).await?))
+        let begun = async {
+            let answer = builder.send().await.map_err(|error| self.transport(error))?;
+            match answer.status() {
+                StatusCode::OK => Ok(Some(Events::new(answer))),
+                // Without them there is still the status, which is asked for every second anyway.
+                StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE => {
+                    Ok(None)
+                },
+                status => {
+                    let headers = answer.headers().clone();
+                    Err(self.refused(status, &headers, &self.body(answer).await?))
+                }
             }
-        }
+        };
+        timeout(limits::CLIENT_READ, begun).await.unwrap_or_else(|_| {
+            let within = format!("nothing came within {:?}", limits::CLIENT_READ);
+            let source = io::Error::new(io::ErrorKind::TimedOut, within).into();
+            Err(ClientError::Transport { at: self.at(), source })
+        })
     }
 
     /// Asks, and takes any 2xx for a yes. A redirect is none: nothing is asked of any other server than the one named,
@@ -278,7 +288,7 @@ impl Compute {
     }
 
     fn transport(&self, error: reqwest::Error) -> ClientError {
-        ClientError::Transport { at: self.at(), source: error.without_url() }
+        ClientError::Transport { at: self.at(), source: error.without_url().into() }
     }
 
     /// Scheme, host and port.

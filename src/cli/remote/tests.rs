@@ -384,6 +384,23 @@ fn a_status_is_waited_for_until_it_comes_or_will_not() {
 }
 
 #[test]
+fn a_compute_that_takes_requests_and_answers_none_is_told() {
+    // What connects waits in the queue of the listener.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let compute = Compute::new(&format!("http://{address}"), None).expect("an address");
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
+    let wanted = watch::Wanted { draw: true, until: None, json: false };
+    let (told, ..) = shown(false, |streams| {
+        runtime.block_on(async {
+            tokio::time::timeout(BOUND, watch::watch(&compute, wanted, None, streams)).await
+        })
+    });
+    assert!(matches!(told, Ok(Err(ClientError::Transport { .. }))), "{told:?}");
+}
+
+#[test]
 fn without_a_terminal_each_change_is_a_line() {
     let (_, out, _) = played(&["init", "running"], None).run(until(true, ComputeStatus::Running), false);
     let lines: Vec<_> = out.lines().map(|line| line.split_once("  ").expect("a time").1).collect();
