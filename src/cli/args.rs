@@ -46,6 +46,10 @@ Exit codes:
    2 bad arguments";
 
 const STATUS_HELP: &str = "\
+Whether Postgres serves is what `/readyz` says; of a compute without it, the status tells. A status that has gone by
+was reached. A wait ends with `terminated` and with `failed`, unless Postgres has crashed: it may be started again,
+so the wait goes on as long as the compute answers.
+
 Exit codes:
    0 Postgres serves, or the status waited for was reached
    1 no answer

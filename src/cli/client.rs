@@ -197,9 +197,7 @@ impl Compute {
             match answer.status() {
                 StatusCode::OK => Ok(Some(Events::new(answer))),
                 // Without them there is still the status, which is asked for every second anyway.
-                StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE => {
-                    Ok(None)
-                },
+                StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => Ok(None),
                 status => {
                     let headers = answer.headers().clone();
                     Err(self.refused(status, &headers, &self.body(answer).await?))

@@ -39,6 +39,9 @@ const TOKEN_VARIABLE: &str = "COMPUTE_CTL_TOKEN";
 /// Says whether Postgres serves.
 const READY: &str = "readyz";
 
+/// Says whether the compute has been running.
+const STARTED: &str = "startupz";
+
 /// Which compute is asked for what.
 #[derive(Clone, Debug)]
 pub struct RemoteOptions {

@@ -124,6 +124,12 @@ pub(super) fn doing(status: &Status) -> String {
     format!("{}{}{}", status.status, phase.unwrap_or_default(), bytes.unwrap_or_default())
 }
 
+/// Why a compute has no status to tell yet, in its words.
+pub(super) fn delayed(error: Option<&str>) -> String {
+    let line = error.and_then(|error| error.lines().next());
+    line.map_or_else(|| "not to be asked yet".to_owned(), |line| visible(line).into_owned())
+}
+
 /// The answer of a `/configure` that was carried out, with what Postgres could not take over yet.
 pub(super) fn configured(status: &Status) -> String {
     let mut text = format!("configured; the compute is {}\n", status.status);

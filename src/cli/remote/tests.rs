@@ -384,6 +384,134 @@ fn a_status_is_waited_for_until_it_comes_or_will_not() {
 }
 
 #[test]
+fn a_status_that_has_gone_by_was_reached() {
+    let event = |number: u8, from: &str, to: &str| {
+        format!(
+            "event: transition\nid: {number}\ndata: {{\"from\":\"{from}\",\"to\":\"{to}\",\"time\":\"T\",\
+             \"lasted_ms\":1}}\n\n"
+        )
+    };
+    let events = event(1, "init", "running") + &event(2, "running", "configuration");
+    let events = &*Box::leak((events + &event(3, "configuration", "running")).into_boxed_str());
+    // The bound is for a client that misses it.
+    let until = |watch, until| Act::Status { watch, until: Some(until), timeout: Some(BOUND) };
+    let fake = || played(&["init", "running"], Some(events));
+    let (exit, out, err) = fake().run(until(false, ComputeStatus::Configuration), false);
+    assert_eq!((exit, err.as_str()), (ExitCode::Ok, ""), "{out}");
+    assert!(out.starts_with("status       running\n"), "{out}");
+    let (exit, out, _) = fake().run(until(false, ComputeStatus::Configuration), true);
+    assert_eq!((exit, serde_json::from_str::<Value>(&out).ok()), (ExitCode::Ok, Some(status("running"))));
+    let (exit, out, _) = fake().run(until(true, ComputeStatus::Configuration), false);
+    assert!(exit == ExitCode::Ok && out.ends_with("T  running -> configuration after 0.0 s\n"), "{out}");
+}
+
+#[test]
+fn after_a_crash_the_wait_goes_on_as_long_as_the_process_is_there() {
+    let fake = |statuses: &'static [&'static str], ready, started| {
+        let next = Mutex::new(statuses.iter().copied());
+        let next = Arc::new(next);
+        fake(move |path| match path {
+            "/readyz" => code(ready),
+            "/startupz" => code(started),
+            "/status" => {
+                let next = next.lock().expect("no test panics in it").next();
+                answers(&status(next.or(statuses.last().copied()).expect("there is one")))
+            }
+            _ => code(StatusCode::NOT_FOUND),
+        })
+    };
+    let until = || Act::Status { watch: false, until: Some(ComputeStatus::Running), timeout: Some(BOUND) };
+    let (no, yes) = (StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK);
+    // It may be started again.
+    let (exit, out, err) = fake(&["failed", "init", "running"], no, yes).run(until(), false);
+    assert_eq!((exit, err.as_str()), (ExitCode::Ok, ""));
+    assert!(out.starts_with("status       running\n"), "{out}");
+    // A first start that has failed is not tried again, nor is a change while Postgres serves on.
+    for (ready, started) in [(no, no), (yes, yes)] {
+        let failed = fake(&["failed"], ready, started);
+        let (exit, out, err) = failed.run(until(), false);
+        assert_eq!((exit, err.as_str()), (ExitCode::NotServing, ""));
+        assert!(out.starts_with("status       failed\n"), "{out}");
+    }
+}
+
+#[test]
+fn a_compute_that_goes_has_told_its_last_or_not() {
+    // Answers for its changes and its status once, and is gone.
+    let last = |event: &'static str| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        std::thread::spawn(move || {
+            for (kind, body) in [
+                ("text/event-stream", format!("event: transition\ndata: {event}\n\n")),
+                ("application/json", status("termination_pending_immediate").to_string()),
+            ] {
+                let (mut stream, _) = listener.accept().expect("it is asked");
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).expect("a whole request");
+                    head.extend(byte);
+                }
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).expect("it is read");
+            }
+        });
+        let compute = Compute::new(&format!("http://{address}"), None).expect("an address");
+        let act = Act::Status { watch: false, until: Some(ComputeStatus::Terminated), timeout: Some(BOUND) };
+        shown(false, |streams| run(&RemoteOptions { compute, act, json: false }, streams))
+    };
+    let told = last(r#"{"from":"termination_pending_immediate","to":"terminated","time":"T","lasted_ms":1}"#);
+    let line = "T  termination-pending-immediate -> terminated after 0.0 s\n";
+    assert_eq!(told, (ExitCode::Ok, line.to_owned(), String::new()));
+    let (exit, out, err) = last("{}");
+    assert_eq!((exit, err.as_str()), (ExitCode::NotServing, "compute_ctl status: the compute has gone\n"));
+    assert!(out.starts_with("status       termination-pending-immediate\n"), "{out}");
+}
+
+#[test]
+fn a_compute_that_waits_for_its_spec_is_waited_for() {
+    let until = |watch| Act::Status { watch, until: Some(ComputeStatus::Running), timeout: Some(BOUND) };
+    // The changes, the status, and the changes once more.
+    let (exit, out, err) = waiting_at_first(3).run(until(false), false);
+    assert_eq!((exit, err.as_str()), (ExitCode::Ok, ""));
+    assert!(out.starts_with("status       running\n"), "{out}");
+    let (exit, out, _) = waiting_at_first(5).run(until(true), false);
+    let lines: Vec<_> = out.lines().map(|line| line.split_once("  ").expect("a time").1).collect();
+    assert_eq!((exit, lines), (ExitCode::Ok, vec!["no status yet: the spec is being waited for", "running"]));
+    let (_, out, _) = waiting_at_first(5).run(until(true), true);
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines, [json!({ "error": "the spec is being waited for" }), status("running")]);
+    let (_, out, _) = waiting_at_first(5).seen(until(true), false, true);
+    let frames: Vec<_> = out.split("\r\x1b[J").collect();
+    assert!(frames[1].starts_with("no status yet: the spec is being waited for\n"), "{out:?}");
+    assert!(frames.last().is_some_and(|frame| frame.starts_with("running for ")), "{out:?}");
+}
+
+#[test]
+fn progress_has_the_words_of_a_compute_that_waits_for_its_spec() {
+    let looked = Arc::new(tokio::sync::Notify::new());
+    let notify = looked.clone();
+    let fake = fake(move |_| {
+        notify.notify_one();
+        let body = json!({ "error": "the spec is being waited for" });
+        with_status(warp::reply::json(&body), StatusCode::SERVICE_UNAVAILABLE).into_response()
+    });
+    let compute = fake.compute();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    // Two looks, so that what came of the first was told.
+    let answer = async {
+        looked.notified().await;
+        looked.notified().await;
+    };
+    let ((), _, err) = shown(false, |streams| {
+        runtime.block_on(waiting::with_progress(&compute, "configuring", answer, streams));
+    });
+    assert!(err.starts_with("configuring: the spec is being waited for (after 1."), "{err}");
+}
+
+#[test]
 fn a_compute_that_takes_requests_and_answers_none_is_told() {
     // What connects waits in the queue of the listener.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
