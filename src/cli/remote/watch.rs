@@ -315,7 +315,7 @@ impl Watcher<'_, '_> {
 
     /// Draws the present over what was drawn before.
     fn draw(&mut self) {
-        let mut lines = match (&self.delayed, &self.seen) {
+        let present = match (&self.delayed, &self.seen) {
             (Some(words), _) => vec![words.clone()],
             (None, Some((status, since))) => {
                 let first = format!("{} for {}", status.status, elapsed(since.elapsed()));
@@ -323,19 +323,14 @@ impl Watcher<'_, '_> {
             }
             (None, None) => return,
         };
-        if !self.changes.is_empty() {
-            lines.push(String::new());
-            lines.extend(self.changes.iter().cloned());
-        }
+        let lines = frame(present, &self.changes, window());
         let mut text = String::new();
         if self.drawn > 0 {
             text += &format!("\x1b[{}A", self.drawn);
         }
         text += "\r\x1b[J";
-        let width = columns();
         for line in &lines {
-            // A line that the terminal wraps would count twice.
-            text.extend(line.chars().take(width));
+            text.push_str(line);
             text.push('\n');
         }
         self.drawn = lines.len();
@@ -348,11 +343,54 @@ impl Watcher<'_, '_> {
     }
 }
 
-/// Columns of the terminal; many, if it does not say.
-fn columns() -> usize {
-    rustix::termios::tcgetwinsize(stdout())
-        .map(|size| usize::from(size.ws_col))
-        .ok()
-        .filter(|columns| *columns > 0)
-        .unwrap_or(200)
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    columns: usize,
+    rows: usize,
+}
+
+/// What of the present and of the last changes there is room for.
+fn frame(mut lines: Vec<String>, changes: &VecDeque<String>, window: Window) -> Vec<String> {
+    // The cursor stands below the last line, and what has gone out at the top cannot be drawn over.
+    let room = window.rows.saturating_sub(1).max(1);
+    lines.truncate(room);
+    // An empty line comes between.
+    let left = room.saturating_sub(lines.len() + 1).min(changes.len());
+    if left > 0 {
+        lines.push(String::new());
+        lines.extend(changes.range(changes.len() - left..).cloned());
+    }
+    // A line that the terminal wraps would count twice.
+    lines.iter().map(|line| line.chars().take(window.columns).collect()).collect()
+}
+
+/// That of ours; large, if it does not say.
+fn window() -> Window {
+    let size = rustix::termios::tcgetwinsize(stdout()).ok();
+    let or_many = |cells: Option<u16>| cells.filter(|cells| *cells > 0).map_or(200, usize::from);
+    Window { columns: or_many(size.map(|size| size.ws_col)), rows: or_many(size.map(|size| size.ws_row)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_drawn_than_the_window_holds() {
+        let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        let changes = VecDeque::from(lines(&["old", "new"]));
+        for (rows, drawn) in [
+            (0, &["first"][..]),
+            (2, &["first"]),
+            (4, &["first", "secon"]),
+            (5, &["first", "secon", "", "new"]),
+            (6, &["first", "secon", "", "old", "new"]),
+            (200, &["first", "secon", "", "old", "new"]),
+        ] {
+            let framed = frame(lines(&["first", "second"]), &changes, Window { columns: 5, rows });
+            assert_eq!(framed, drawn, "{rows} rows");
+        }
+        assert_eq!(frame(lines(&["first"]), &VecDeque::new(), Window { columns: 9, rows: 9 }), ["first"]);
+    }
 }
