@@ -46,6 +46,10 @@ Exit codes:
    2 bad arguments";
 
 const STATUS_HELP: &str = "\
+Whether Postgres serves is what `/readyz` says; of a compute without it, the status tells. A status that has gone by
+was reached. A wait ends with `terminated` and with `failed`, unless Postgres has crashed: it may be started again,
+so the wait goes on as long as the compute answers.
+
 Exit codes:
    0 Postgres serves, or the status waited for was reached
    1 no answer
@@ -63,7 +67,8 @@ Exit codes:
   78 config or spec invalid";
 
 const TERMINATE_HELP: &str = "\
-Prints the end of the write-ahead log, where the storage knows one.
+Prints the end of the write-ahead log, where the storage knows one. With --if-idle a compute that has no conditional
+termination is left alone: exit code 1.
 
 Exit codes:
    0 Postgres is down
@@ -222,7 +227,7 @@ pub(super) struct TokenArgs {
     #[arg(long, conflicts_with = "compute_id")]
     pub(super) admin: bool,
 
-    /// How long it is good for: `10m`.
+    /// How long it is good for: `10m`, `12h`.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(super) life: Option<Duration>,
 
@@ -412,9 +417,9 @@ fn secret(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text))
 }
 
-/// A whole number with a unit: `ms`, `s` or `m`. A bare `0` needs none.
+/// A whole number with a unit: `ms`, `s`, `m` or `h`. A bare `0` needs none.
 fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || "a whole number with a unit: ms, s or m".to_owned();
+    let expected = || "a whole number with a unit: ms, s, m or h".to_owned();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| expected())?;
@@ -422,6 +427,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "ms" => Some(number),
         "s" => number.checked_mul(1000),
         "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
         "" if number == 0 => Some(0),
         _ => return Err(expected()),
     };
@@ -467,10 +473,21 @@ mod tests {
         assert_eq!(linger("5s"), Ok(Duration::from_secs(5)));
         assert_eq!(linger("60m"), Ok(limits::CRASH_LINGER_MAX));
         assert_eq!(linger("0"), Ok(Duration::ZERO));
+        assert_eq!(linger("1h"), Ok(limits::CRASH_LINGER_MAX));
+        assert_eq!(duration("36h"), Ok(Duration::from_secs(129_600)));
         assert_eq!(duration("61m"), Ok(Duration::from_secs(3660)));
-        for bad in
-            ["", "5", "s", "-1s", "1.5s", "5 s", "61m", "99999999999999999999s", "18446744073709551615m"]
-        {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1.5s",
+            "5 s",
+            "61m",
+            "2h",
+            "99999999999999999999s",
+            "18446744073709551615m",
+        ] {
             assert!(linger(bad).is_err(), "{bad}");
         }
     }

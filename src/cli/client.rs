@@ -1,14 +1,17 @@
 //! A client of a running compute's external server, for the sub-commands that ask one.
 
-use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
+use std::{error, fmt, io};
 
 use compute_states::ComputeStatus;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use tokio::time::timeout;
 
 use crate::catalog::PlanDocument;
 use crate::control_plane;
@@ -25,6 +28,9 @@ pub struct Compute {
     /// Base URL, with a slash at its end.
     base: Url,
     token: Option<Secret>,
+    /// Made for the first request: to make one means to read all certificates that this machine trusts. The next request
+    /// finds the connection of the one before.
+    client: OnceLock<Client>,
 }
 
 /// Why a compute gave no answer.
@@ -42,7 +48,7 @@ pub enum ClientError {
         /// Scheme, host and port.
         at: String,
         /// Why.
-        source: reqwest::Error,
+        source: Box<dyn error::Error + Send + Sync>,
     },
     /// It said no.
     #[error("the compute at {at} answered {status}{}", with(.error))]
@@ -139,7 +145,7 @@ impl Compute {
         if !base.username().is_empty() || base.password().is_some() {
             return Err("user and password have no place in it".to_owned());
         }
-        Ok(Self { base, token })
+        Ok(Self { base, token, client: OnceLock::new() })
     }
 
     /// What the compute would change if this config, as JSON, was sent to `/configure`. Takes at most
@@ -155,29 +161,66 @@ impl Compute {
         Ok((self.decoded(&answer.body)?, answer))
     }
 
+    /// What a probe says; nothing from a compute that has none, as the original.
+    pub(super) async fn probe(&self, path: &'static str) -> Result<Option<bool>, ClientError> {
+        match self.ask(Request::get(path)).await {
+            Ok(_) => Ok(Some(true)),
+            Err(ClientError::Refused { status: StatusCode::SERVICE_UNAVAILABLE, .. }) => Ok(Some(false)),
+            Err(ClientError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether by its own description it knows this field in the query of this route. The original, which describes
+    /// nothing of itself, ignores fields that it does not know.
+    pub(super) async fn knows(&self, route: &str, field: &str) -> Result<bool, ClientError> {
+        let answer = match self.ask(Request::get("openapi.json")).await {
+            Ok(answer) => answer,
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let description: serde_json::Value = self.decoded(&answer.body)?;
+        let parameters = description["paths"][route]["post"]["parameters"].as_array();
+        Ok(parameters.into_iter().flatten().any(|parameter| parameter["name"] == *field))
+    }
+
     /// Its changes of state as they happen, those after `last` first if it still knows them. Nothing if it has no
-    /// such route, as the original has not.
+    /// such route, as the original has not. Their beginning is bounded, for it is at hand; the rest is not.
     pub(super) async fn events(&self, last: Option<&str>) -> Result<Option<Events>, ClientError> {
         let request = Request { within: None, ..Request::get("events") };
         let mut builder = self.prepared(&request)?.header(ACCEPT, "text/event-stream");
         if let Some(last) = last {
             builder = builder.header("last-event-id", last);
         }
-        let answer = builder.send().await.map_err(|error| self.transport(error))?;
-        match answer.status() {
-            StatusCode::OK => Ok(Some(Events::new(answer))),
-            // Without them there is still the status, which is asked for every second anyway.
-            StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE => Ok(None),
-            status => Err(self.refused(status, &self.body(answer).await?)),
-        }
+        let begun = async {
+            let answer = builder.send().await.map_err(|error| self.transport(error))?;
+            match answer.status() {
+                StatusCode::OK => Ok(Some(Events::new(answer))),
+                // Without them there is still the status, which is asked for every second anyway.
+                StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => Ok(None),
+                status => {
+                    let headers = answer.headers().clone();
+                    Err(self.refused(status, &headers, &self.body(answer).await?))
+                }
+            }
+        };
+        timeout(limits::CLIENT_READ, begun).await.unwrap_or_else(|_| {
+            let within = format!("nothing came within {:?}", limits::CLIENT_READ);
+            let source = io::Error::new(io::ErrorKind::TimedOut, within).into();
+            Err(ClientError::Transport { at: self.at(), source })
+        })
     }
 
-    /// Asks, and takes any of the codes below 400 for a yes, as the original's clients do.
+    /// Asks, and takes any 2xx for a yes. A redirect is none: nothing is asked of any other server than the one named,
+    /// and what follows one that answers a POST is often a GET.
     pub(super) async fn ask(&self, request: Request) -> Result<Answer, ClientError> {
         let answer = self.prepared(&request)?.send().await.map_err(|error| self.transport(error))?;
-        let status = answer.status();
+        let (status, headers) = (answer.status(), answer.headers().clone());
         let body = self.body(answer).await?;
-        if status.is_success() { Ok(Answer { status, body }) } else { Err(self.refused(status, &body)) }
+        match status.is_success() {
+            true => Ok(Answer { status, body }),
+            false => Err(self.refused(status, &headers, &body)),
+        }
     }
 
     fn prepared(&self, request: &Request) -> Result<RequestBuilder, ClientError> {
@@ -185,7 +228,10 @@ impl Compute {
         if !request.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&request.query);
         }
-        let mut builder = self.client(request.within)?.request(request.method.clone(), url);
+        let mut builder = self.client()?.request(request.method.clone(), url);
+        if let Some(within) = request.within {
+            builder = builder.timeout(within);
+        }
         if let Some(body) = &request.body {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
@@ -198,15 +244,14 @@ impl Compute {
         Ok(builder)
     }
 
-    fn client(&self, within: Option<Duration>) -> Result<Client, ClientError> {
-        let settings = || {
-            let builder = Client::builder().connect_timeout(limits::CLIENT_CONNECT);
-            match within {
-                Some(within) => builder.timeout(within),
-                None => builder,
-            }
-        };
-        control_plane::trusting_client(self.base.as_str(), settings).map_err(ClientError::Client)
+    fn client(&self) -> Result<&Client, ClientError> {
+        if let Some(made) = self.client.get() {
+            return Ok(made);
+        }
+        let settings = || Client::builder().connect_timeout(limits::CLIENT_CONNECT).redirect(Policy::none());
+        let made =
+            control_plane::trusting_client(self.base.as_str(), settings).map_err(ClientError::Client)?;
+        Ok(self.client.get_or_init(|| made))
     }
 
     /// A body as what it should be.
@@ -214,7 +259,12 @@ impl Compute {
         control_plane::decode(body).map_err(|fault| ClientError::Format { at: self.at(), fault })
     }
 
-    fn refused(&self, status: StatusCode, body: &[u8]) -> ClientError {
+    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ClientError {
+        let place = headers.get(LOCATION).filter(|_| status.is_redirection());
+        if let Some(place) = place {
+            let error = Some(format!("it points to {}", String::from_utf8_lossy(place.as_bytes())));
+            return ClientError::Refused { at: self.at(), status, error };
+        }
         let refusal = serde_json::from_slice(body).map(|Refusal { error }| error);
         // Faults of a query are bare text in the original, and here.
         let error = refusal.ok().or_else(|| {
@@ -236,10 +286,11 @@ impl Compute {
     }
 
     fn transport(&self, error: reqwest::Error) -> ClientError {
-        ClientError::Transport { at: self.at(), source: error.without_url() }
+        ClientError::Transport { at: self.at(), source: error.without_url().into() }
     }
 
-    fn at(&self) -> String {
+    /// Scheme, host and port.
+    pub(super) fn at(&self) -> String {
         self.base.origin().ascii_serialization()
     }
 }

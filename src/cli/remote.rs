@@ -36,6 +36,12 @@ const URL_VARIABLE: &str = "COMPUTE_CTL_URL";
 /// Holds the token for a compute's external server when `--token` does not.
 const TOKEN_VARIABLE: &str = "COMPUTE_CTL_TOKEN";
 
+/// Says whether Postgres serves.
+const READY: &str = "readyz";
+
+/// Says whether the compute has been running.
+const STARTED: &str = "startupz";
+
 /// Which compute is asked for what.
 #[derive(Clone, Debug)]
 pub struct RemoteOptions {
@@ -81,9 +87,14 @@ pub(super) fn compute(
 ) -> Result<Compute, UsageFault> {
     let (name, url) = match url {
         Some(url) => ("--url", url),
-        None => (URL_VARIABLE, environment.text(URL_VARIABLE).unwrap_or_else(|| URL.to_owned())),
+        None => {
+            let set = environment.text(URL_VARIABLE).filter(|url| !url.is_empty());
+            (URL_VARIABLE, set.unwrap_or_else(|| URL.to_owned()))
+        }
     };
+    // An empty one is none, and computes take an empty header for a fault.
     let token = token.or_else(|| environment.text(TOKEN_VARIABLE).map(Secret::new));
+    let token = token.filter(|token| !token.reveal().is_empty());
     Compute::new(&url, token).map_err(|fault| invalid(format!("invalid {name}: {fault}")))
 }
 
@@ -94,6 +105,10 @@ enum Failure {
     Runtime(#[source] io::Error),
     #[error(transparent)]
     Compute(#[from] ClientError),
+    #[error(
+        "the compute at {at} has no conditional termination; nothing was done, and without --if-idle it would stop"
+    )]
+    Unconditional { at: String },
     /// Told already, with this outcome.
     #[error("the file cannot be sent")]
     File(ExitCode),
@@ -130,6 +145,10 @@ pub fn run(options: &RemoteOptions, streams: &mut Streams<'_>) -> ExitCode {
                 {
                     ExitCode::Busy
                 }
+                // It answers, but with no status yet.
+                Failure::Compute(ClientError::Refused {
+                    status: StatusCode::SERVICE_UNAVAILABLE, ..
+                }) if matches!(options.act, Act::Status { .. }) => ExitCode::NotServing,
                 _ => ExitCode::Failure,
             }
         }
@@ -144,7 +163,10 @@ fn answered(options: &RemoteOptions, streams: &mut Streams<'_>) -> Result<ExitCo
         match &options.act {
             Act::Status { watch: false, until: None, .. } => {
                 let (status, answer) = compute.status().await?;
-                let exit = if show::serves(status.status) { ExitCode::Ok } else { ExitCode::NotServing };
+                // By the status alone there is no telling whether Postgres serves on after a failed change, say.
+                let ready = compute.probe(READY).await?;
+                let serves = ready.unwrap_or_else(|| show::serves(status.status));
+                let exit = if serves { ExitCode::Ok } else { ExitCode::NotServing };
                 Ok(finish(options, &answer, &show::status(&status), exit, streams))
             }
             Act::Status { watch, until, timeout } => {
@@ -200,17 +222,28 @@ async fn terminate(
     if_idle: bool,
     streams: &mut Streams<'_>,
 ) -> Result<ExitCode, Failure> {
-    let mode = match mode {
-        Mode::Fast => "fast",
-        Mode::Immediate => "immediate",
-    };
-    let mut query = vec![("mode", mode.to_owned())];
-    if if_idle {
-        query.push(("if_idle", "true".to_owned()));
-    }
     let compute = &options.compute;
+    let condition = ("if_idle", "true".to_owned());
+    let query = match (mode, if_idle) {
+        (Mode::Fast, false) => vec![("mode", "fast".to_owned())],
+        (Mode::Immediate, false) => vec![("mode", "immediate".to_owned())],
+        // The original ignores the condition and wants a mode, so without one it does nothing. In ours it is the mode.
+        (Mode::Fast, true) => vec![condition],
+        (Mode::Immediate, true) if !compute.knows("/terminate", condition.0).await? => {
+            return Err(Failure::Unconditional { at: compute.at() });
+        }
+        (Mode::Immediate, true) => vec![("mode", "immediate".to_owned()), condition],
+    };
     let request = Request { query, ..Request::post("terminate", None) };
-    let answer = waiting::with_progress(compute, "terminating", compute.ask(request), streams).await?;
+    let answer = waiting::with_progress(compute, "terminating", compute.ask(request), streams).await;
+    let answer = match answer {
+        Err(ClientError::Refused { at, status: StatusCode::BAD_REQUEST, error: Some(error) })
+            if if_idle && error.contains("missing field `mode`") =>
+        {
+            return Err(Failure::Unconditional { at });
+        }
+        answer => answer?,
+    };
     // One deployment of the original's answers without a body.
     let lsn = serde_json::from_slice(&answer.body).ok().and_then(|Terminated { lsn }| lsn);
     let was = if answer.status == StatusCode::CREATED { "was" } else { "is" };

@@ -1,17 +1,21 @@
 //! `compute_ctl token`: signs a token for testing, or prints the key set that verifies such tokens.
 //!
-//! The claims are those of the original's clients (http-api, section 3).
+//! The claims are those of the original's clients, and the key set has what theirs has (http-api, section 3). No token
+//! names its key: every key of a set is tried.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::jwk::{Jwk, JwkSet, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use pkcs8::{ObjectIdentifier, PrivateKeyInfo};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::args::TokenArgs;
 use super::options::{UsageFault, invalid};
@@ -105,7 +109,10 @@ fn made(options: &TokenOptions) -> Result<String, TokenError> {
     match &options.wanted {
         Wanted::KeySet => {
             let mut jwk = Jwk::from_encoding_key(&key, algorithm).map_err(TokenError::Signing)?;
-            jwk.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
+            jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+            jwk.common.key_operations = Some(vec![KeyOperations::Verify]);
+            // The original panics over a token that a key without a name does not verify.
+            jwk.common.key_id = Some(thumbprint(&jwk)?);
             Ok(serde_json::to_string(&JwkSet { keys: vec![jwk] })?)
         }
         Wanted::Token { bearer, life } => {
@@ -139,10 +146,29 @@ fn key(bytes: &[u8]) -> Option<(EncodingKey, Algorithm)> {
     }
 }
 
+/// The digest of what makes the key (RFC 7638), as a name for it.
+fn thumbprint(jwk: &Jwk) -> Result<String, serde_json::Error> {
+    let parameters = serde_json::to_value(&jwk.algorithm)?;
+    // In the order of their names.
+    let mut members: BTreeMap<String, Value> = serde_json::from_value(parameters)?;
+    // Those of section 3.2, and of RFC 8037, section 2.
+    members.retain(|name, _| ["crv", "e", "kty", "n", "x"].contains(&name.as_str()));
+    Ok(base64url(&Sha256::digest(serde_json::to_string(&members)?)))
+}
+
+/// RFC 4648, section 5, without padding.
+fn base64url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let group = |bytes: &[u8]| {
+        let bits =
+            (0..3).fold(0_usize, |bits, at| bits << 8 | usize::from(bytes.get(at).copied().unwrap_or(0)));
+        (0..=bytes.len()).map(move |at| char::from(DIGITS[bits >> (18 - 6 * at) & 63])).collect::<String>()
+    };
+    bytes.chunks(3).map(group).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
     use crate::http::Auth;
 
@@ -168,6 +194,9 @@ mod tests {
             assert_eq!((exit, err.as_str()), (ExitCode::Ok, ""), "{file}");
             let set: Value = serde_json::from_str(&set).expect("JSON");
             assert!(set["keys"][0].get("d").is_none(), "{file}: {set}");
+            assert_eq!(set["keys"][0]["key_ops"], serde_json::json!(["verify"]), "{file}");
+            // A digest of 32 bytes.
+            assert_eq!(set["keys"][0]["kid"].as_str().map(str::len), Some(43), "{file}: {set}");
             let auth = Auth::tokens(&serde_json::from_value(set).expect("a key set"), "compute-1");
             for (bearer, admitted) in [
                 (Bearer::Compute("compute-1".into()), true),
@@ -179,6 +208,47 @@ mod tests {
                 assert_eq!(exit, ExitCode::Ok, "{file}");
                 assert_eq!(auth.admits(token.trim()), admitted, "{file}: {bearer:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_thumbprint_is_that_of_the_standards() {
+        // RFC 7638, section 3.1, and RFC 8037, appendix A.3.
+        for (key, thumbprint) in [
+            (
+                serde_json::json!({
+                    "kty": "RSA", "e": "AQAB", "alg": "RS256", "kid": "2011-04-29",
+                    "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECP\
+                          ebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY\
+                          368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0f\
+                          M4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw",
+                }),
+                "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs",
+            ),
+            (
+                serde_json::json!({
+                    "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+                }),
+                "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+            ),
+        ] {
+            let key: Jwk = serde_json::from_value(key).expect("a key");
+            assert_eq!(super::thumbprint(&key).expect("it can be written"), thumbprint);
+        }
+    }
+
+    #[test]
+    fn base64_is_that_of_the_standard() {
+        // RFC 4648, section 10, and the two digits of its own.
+        for (bytes, text) in [
+            (&b""[..], ""),
+            (b"f", "Zg"),
+            (b"fo", "Zm8"),
+            (b"foo", "Zm9v"),
+            (b"foob", "Zm9vYg"),
+            (b"\xfb\xff", "-_8"),
+        ] {
+            assert_eq!(base64url(bytes), text);
         }
     }
 

@@ -39,7 +39,7 @@ fn empty(place: &Place) -> Node<'_> {
 #[test]
 fn a_person_can_do_with_a_compute_what_there_is_to_do() {
     let place = Place::new();
-    let _node = empty(&place);
+    let node = empty(&place);
     let (exit, out, err) = person(&place, &["status"]);
     assert!(exit == 3 && out.starts_with("status       empty\n"), "{exit}: {out}{err}");
     let waiting = command(&place, &["status", "--until", "running", "--json"]).spawn().unwrap();
@@ -77,7 +77,18 @@ fn a_person_can_do_with_a_compute_what_there_is_to_do() {
     let (exit, out, err) = person(&place, &["configure", file.to_str().unwrap()]);
     assert!(exit == 1 && out.is_empty() && err.contains("cannot delete role"), "{exit}: {out}{err}");
 
-    let (exit, out, err) = person(&place, &["terminate", "--mode", "immediate"]);
+    // Postgres serves on.
+    let (exit, out, err) = person(&place, &["status"]);
+    assert!(exit == 0 && out.starts_with("status       failed\n"), "{exit}: {out}{err}");
+
+    std::fs::write(&file, place.spec().to_string()).unwrap();
+    let (exit, _, err) = person(&place, &["configure", file.to_str().unwrap()]);
+    assert_eq!(exit, 0, "{err}");
+    // What has come with the spec may be at work for a moment.
+    let (exit, out, err) = node.wait("an idle server", |_| {
+        let ended = person(&place, &["terminate", "--mode", "immediate", "--if-idle"]);
+        (ended.0 != 4).then_some(ended)
+    });
     assert_eq!((exit, out.as_str()), (0, "Postgres is down\n"), "{err}");
     let (exit, out, err) = ended(&watching.wait_with_output().unwrap());
     assert!(out.contains("-> running") && out.contains("the compute has gone"), "{exit}: {out}{err}");

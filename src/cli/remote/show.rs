@@ -1,5 +1,7 @@
 //! Answers in words.
 
+use std::time::Duration;
+
 use compute_states::ComputeStatus;
 use serde::Deserialize;
 use serde_json::Value;
@@ -31,7 +33,7 @@ pub(super) struct History {
     transitions: Vec<Transition>,
 }
 
-/// Whether Postgres serves in this status.
+/// Whether Postgres serves in this status, of a compute that does not tell by itself.
 pub(super) fn serves(status: ComputeStatus) -> bool {
     match status {
         ComputeStatus::Running
@@ -122,6 +124,12 @@ pub(super) fn doing(status: &Status) -> String {
     format!("{}{}{}", status.status, phase.unwrap_or_default(), bytes.unwrap_or_default())
 }
 
+/// Why a compute has no status to tell yet, in its words.
+pub(super) fn delayed(error: Option<&str>) -> String {
+    let line = error.and_then(|error| error.lines().next());
+    line.map_or_else(|| "not to be asked yet".to_owned(), |line| visible(line).into_owned())
+}
+
 /// The answer of a `/configure` that was carried out, with what Postgres could not take over yet.
 pub(super) fn configured(status: &Status) -> String {
     let mut text = format!("configured; the compute is {}\n", status.status);
@@ -155,7 +163,8 @@ impl Transition {
     /// One line.
     pub(super) fn line(&self) -> String {
         let Transition { from, to, label, time, lasted_ms, error } = self;
-        let after = elapsed(std::time::Duration::from_secs_f64(lasted_ms.max(0.0) / 1000.0));
+        let lasted = Duration::try_from_secs_f64(lasted_ms.max(0.0) / 1000.0);
+        let after = elapsed(lasted.unwrap_or(Duration::MAX));
         let cause = label.as_deref().map(|cause| format!(": {}", visible(cause))).unwrap_or_default();
         let error = error.as_deref().and_then(|error| error.lines().next());
         let error = error.map(|error| format!(": {}", visible(error))).unwrap_or_default();
@@ -218,5 +227,14 @@ mod tests {
             transition.line(),
             "2025-07-31T12:00:00Z  init -> failed after 1.5 s: failed to start Postgres: no"
         );
+    }
+
+    #[test]
+    fn a_time_that_no_clock_can_hold_is_shown_all_the_same() {
+        let transition: Transition = serde_json::from_value(json!({
+            "from": "init", "to": "running", "time": "T", "lasted_ms": 1e300,
+        }))
+        .expect("a transition");
+        assert!(transition.line().starts_with("T  init -> running after "), "{}", transition.line());
     }
 }

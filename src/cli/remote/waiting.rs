@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
+
 use super::super::Streams;
-use super::super::client::Compute;
+use super::super::client::{ClientError, Compute};
 use super::show;
 use crate::limits;
 
@@ -21,8 +23,14 @@ pub(super) async fn with_progress<T>(
     loop {
         let look = async {
             tokio::time::sleep(limits::WATCH).await;
-            // Without an answer there is only the time to be told.
-            compute.status().await.ok().map(|(status, _)| show::doing(&status))
+            match compute.status().await {
+                Ok((status, _)) => show::doing(&status),
+                Err(ClientError::Refused { status: StatusCode::SERVICE_UNAVAILABLE, error, .. }) => {
+                    show::delayed(error.as_deref())
+                }
+                // There is only the time to be told.
+                Err(_) => "no answer".to_owned(),
+            }
         };
         tokio::select! {
             biased;
@@ -33,7 +41,6 @@ pub(super) async fn with_progress<T>(
                 return answer;
             }
             doing = look => {
-                let doing = doing.unwrap_or_else(|| "no answer".to_owned());
                 // Where nobody reads, nothing is lost.
                 let _ = if streams.err_is_terminal {
                     write!(streams.err, "\r\x1b[K{what}: {doing} ({})", elapsed(begun.elapsed()))
