@@ -108,6 +108,34 @@ fn without_a_spec_it_is_empty_until_it_is_configured_and_again() {
     node.terminate();
 }
 
+/// People and tests look for these words.
+#[test]
+fn a_reconfiguration_is_told_with_its_operation() {
+    let place = Place::new();
+    let mut spec = place.spec();
+    spec["operation_uuid"] = json!("b3b0f6de-52c1-4b7f-9a52-0c8f6a1f7d11");
+    place.configure(&spec);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    let told = |end: &str, operation: &str| {
+        format!("{end} reconfiguration of compute node for operation {operation}")
+    };
+    assert!(!node.log().contains("reconfiguration of compute node"), "a start is none: {}", node.log());
+    for (operation, shown) in [(json!("6a1f7d11"), "6a1f7d11"), (Value::Null, "unknown")] {
+        spec["operation_uuid"] = operation;
+        assert_eq!(node.configure(&spec).0, 200);
+        node.wait_log(&told("finished", shown));
+        assert!(node.log().contains(&told("beginning", shown)), "{}", node.log());
+    }
+    // One that fails is not finished.
+    spec["operation_uuid"] = json!("0c8f6a1f");
+    spec["cluster"]["databases"] = json!([{ "name": "late", "owner": "nobody" }]);
+    assert_eq!(node.configure(&spec).0, 500);
+    node.wait_log(&told("beginning", "0c8f6a1f"));
+    node.terminate();
+    assert!(!node.log().contains(&told("finished", "0c8f6a1f")), "{}", node.log());
+}
+
 #[test]
 fn a_refresh_of_a_running_compute_ends_where_it_began() {
     let place = Place::new();

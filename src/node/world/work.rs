@@ -222,9 +222,12 @@ impl Parts {
         let server =
             ConnectionSettings::new(&self.connstr, Profile::of(&stored.resolved)).map_err(permanent)?;
         let pgdata = self.pgdata.path();
+        let operation = stored.document.operation_uuid.as_deref().unwrap_or("unknown").escape_debug();
         if first {
             self.settings.started();
         } else {
+            // These words, and those at the end, are looked for by people and by tests of the original.
+            tracing::info!("beginning reconfiguration of compute node for operation {operation}");
             servable(&stored)?;
             self.same_part(&stored)?;
             let text = self.render(&stored)?;
@@ -250,6 +253,9 @@ impl Parts {
             Box::pin(self.apply_catalog(&stored, server, first, reload, token)).instrument(span).await?;
         }
         self.leases.turn(&stored);
+        if !first {
+            tracing::info!("finished reconfiguration of compute node for operation {operation}");
+        }
         self.hold(Needed::Applied, stored);
         Ok(Done::Done)
     }
