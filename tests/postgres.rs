@@ -158,6 +158,22 @@ async fn kill_reaches_all_backends_even_of_a_frozen_server() {
     assert_eq!(processes_about(pgdata.path()), []);
 }
 
+/// One that was stopped by whomever hears what it is told all the same: it is not killed after a while.
+#[tokio::test]
+async fn a_postmaster_that_is_stopped_is_stopped_in_order() {
+    let lab = Lab::new().await;
+    let pgdata = lab.cluster("data").await;
+    for (mode, state) in [(StopMode::Fast, "shut down"), (StopMode::Immediate, "in production")] {
+        let (postmaster, mut facts) = lab.spawn(&pgdata);
+        assert_eq!(next(&mut facts).await, Some(Fact::Ready));
+        kill(Pid::from_raw(postmaster.pid()), Signal::SIGSTOP).unwrap();
+        assert!(postmaster.signal(mode));
+        assert!(matches!(next(&mut facts).await, Some(Fact::Exited(status)) if status.signal().is_none()));
+        assert!(matches!(postmaster.sweep(PATIENCE).await, SweepOutcome::Clean { .. }));
+        assert_eq!(lab.control(&pgdata, "Database cluster state").await, state);
+    }
+}
+
 #[tokio::test]
 async fn a_dropped_handle_stops_the_server() {
     let lab = Lab::new().await;

@@ -177,8 +177,8 @@ impl Postmaster {
     /// Must be called inside the runtime.
     pub fn signal(&self, mode: StopMode) -> bool {
         match mode {
-            StopMode::Fast => self.shared.group.signal(Signal::INT),
-            StopMode::Immediate => self.shared.group.signal(Signal::QUIT),
+            StopMode::Fast => self.shared.ask(Signal::INT),
+            StopMode::Immediate => self.shared.ask(Signal::QUIT),
             StopMode::Kill => {
                 // The postmaster first: then nothing new is forked while the rest is looked up.
                 let delivered = self.shared.group.signal(Signal::KILL);
@@ -265,7 +265,7 @@ impl Postmaster {
 impl Drop for Postmaster {
     fn drop(&mut self) {
         if !*self.exited.borrow() {
-            self.shared.group.signal(Signal::QUIT);
+            self.shared.ask(Signal::QUIT);
         }
     }
 }
@@ -340,6 +340,14 @@ impl Shared {
     /// The living processes of the server, the postmaster included until it is reaped.
     fn living(&self) -> Vec<Stat> {
         let me = i32::try_from(std::process::id()).unwrap_or(0);
+    /// Has the postmaster stop by a signal which it handles, and which it would not hear while it is stopped itself,
+    /// by the door or by somebody else. It looks at its signals before it takes the next client.
+    fn ask(&self, signal: Signal) -> bool {
+        let asked = self.group.signal(signal);
+        self.group.signal(Signal::CONT);
+        asked
+    }
+
         let all = proctable::all();
         let mut ours: HashSet<i32> = all.iter().filter(|stat| self.owns(stat)).map(|stat| stat.pid).collect();
         // Descendants of those; the table is in no useful order, so until nothing is added.
