@@ -529,7 +529,12 @@ async fn behind_a_shut_door_nobody_comes_in() {
     let (_, stranger) = waiting(1);
     // Sessions go on, and the one at the door is no process yet.
     assert_eq!(closed.untold(&pids().await), 0);
-    assert!(door.shut().is_err(), "it is stopped already");
+    assert!(matches!(door.shut(), Err(DoorError::Held)), "one at a time");
+    assert!(closed.holds().is_ok());
+    // Whoever lets it go on opens the door, and whoever has shut it finds that out; nobody else shuts it meanwhile.
+    kill(Pid::from_raw(postmaster.pid()), Signal::SIGCONT).unwrap();
+    assert!(matches!(closed.holds(), Err(DoorError::Opened { pid }) if pid == postmaster.pid()));
+    assert!(matches!(door.shut(), Err(DoorError::Held)));
     drop(closed);
     // Now the stranger is being set up, which holds the door open or shows behind it.
     until(|| door.shut().unwrap().is_some_and(|shut| shut.untold(&[]) > 0)).await;

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::door::Door;
@@ -124,6 +124,8 @@ pub(super) struct Shared {
     /// Environment entry of all descendants that were not forked from the postmaster itself.
     tag: String,
     pgdata: Arc<DataDir>,
+    /// Held by whoever has shut its door.
+    pub(super) door: Arc<Mutex<()>>,
 }
 
 impl Postmaster {
@@ -161,7 +163,8 @@ impl Postmaster {
         // The command holds our ends of the pipe, and the log would never end.
         drop(command);
 
-        let shared = Arc::new(Shared { group, program, running: OnceLock::new(), tag, pgdata });
+        let shared =
+            Arc::new(Shared { group, program, running: OnceLock::new(), tag, pgdata, door: Arc::default() });
         let (facts, receiver) = mpsc::unbounded_channel();
         let (exit, exited) = watch::channel(false);
         tokio::spawn(own(Arc::clone(&shared), watch, place, facts, exit));
@@ -337,9 +340,6 @@ impl Shared {
         self.group.signal(signal)
     }
 
-    /// The living processes of the server, the postmaster included until it is reaped.
-    fn living(&self) -> Vec<Stat> {
-        let me = i32::try_from(std::process::id()).unwrap_or(0);
     /// Has the postmaster stop by a signal which it handles, and which it would not hear while it is stopped itself,
     /// by the door or by somebody else. It looks at its signals before it takes the next client.
     fn ask(&self, signal: Signal) -> bool {
@@ -348,6 +348,9 @@ impl Shared {
         asked
     }
 
+    /// The living processes of the server, the postmaster included until it is reaped.
+    fn living(&self) -> Vec<Stat> {
+        let me = i32::try_from(std::process::id()).unwrap_or(0);
         let all = proctable::all();
         let mut ours: HashSet<i32> = all.iter().filter(|stat| self.owns(stat)).map(|stat| stat.pid).collect();
         // Descendants of those; the table is in no useful order, so until nothing is added.
