@@ -243,6 +243,29 @@ fn standalone_needs_no_token_and_tells_a_person_how_to_connect() {
     node.ends_with(0, &before);
 }
 
+/// What there is to start with is the program's own, so a refresh after a start that failed starts it again.
+#[test]
+fn standalone_that_could_not_start_is_started_again_by_a_refresh() {
+    let place = Place::new();
+    let broken = place.path().join("broken");
+    std::fs::write(&broken, "").unwrap();
+    let line = format!("[ ! -e {} ] || [ \"$1\" != -D ] || exit 1", broken.display());
+    let pgbin = wrapped(&place, &[("postgres", &line)]);
+    let (external, internal) = (place.external.to_string(), place.internal.to_string());
+    let mut command = place.program();
+    command.args(["run", "--standalone", "--pgbin", &pgbin, "--pgdata"]).arg(place.pgdata());
+    command.args(["--external-http-port", &external, "--internal-http-port", &internal]);
+    command.arg("--cache-dir").arg(place.cache());
+    let mut node = place.run(command);
+    node.token = None;
+    node.wait_status("failed");
+    std::fs::remove_file(&broken).unwrap();
+    assert_eq!(node.refresh(), 200);
+    let status = node.wait_status("running");
+    assert_eq!(status["error"], Value::Null, "{status}");
+    node.terminate();
+}
+
 #[test]
 fn the_config_may_come_as_a_legacy_bare_spec() {
     let place = Place::new();

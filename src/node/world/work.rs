@@ -21,7 +21,7 @@ use crate::postgres::promotion::Held;
 use crate::postgres::settings::{Change, Reload, SettingsError, SizeLimitLifted};
 use crate::postgres::{LastWords, Launch, LogSink, hba};
 use crate::secret::Secret;
-use crate::spec::document::ComputeFeature;
+use crate::spec::document::{ComputeFeature, ComputeSpec};
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
 use crate::storage::{self, Context, EndOfLog, OwnSlots, Phase, Role, Safekeepers, StorageError};
@@ -349,15 +349,25 @@ impl Parts {
             }
             let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
             return Err(WorkError::plain(FailureClass::Permanent, text));
+            // Nothing serves, and what was to be started may be startable by now.
+            if let Some(wanted) = self.held(Needed::Wanted) {
+                return self.take(wanted.document.clone(), None).await;
+            }
         };
         let fetched = source
             .fetch(&self.metrics, token)
             .await
             .map_err(|error| WorkError::new(error.class(), &error))?;
         let Some(document) = fetched.spec else { return Ok(Done::Fetched(FetchedSpec::NoSpec)) };
-        let (spec, stored) = self
-            .intake
-            .take(document)
+        self.take(document, applied).await
+    }
+
+    /// Takes in what a refresh has found. On a thread of its own, because it may be tens of megabytes.
+    async fn take(&self, document: ComputeSpec, applied: Option<Revision>) -> Result<Done, WorkError> {
+        let intake = self.intake.clone();
+        let taken = tokio::task::spawn_blocking(move || intake.take(document)).await;
+        let (spec, stored) = taken
+            .map_err(|error| WorkError::new(FailureClass::Panicked, &error))?
             .map_err(|text| WorkError::plain(FailureClass::Transient, format!("the fetched spec: {text}")))?;
         let same_pageservers = applied
             .and_then(|applied| self.intake.specs().get(applied.0))
