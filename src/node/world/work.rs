@@ -56,7 +56,7 @@ impl Parts {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
+    pub(super) fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
         // Every change is one insertion, so a panic elsewhere cannot have left half of one behind.
         self.documents.lock().unwrap_or_else(PoisonError::into_inner).insert(needed, document);
     }
