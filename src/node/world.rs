@@ -48,6 +48,8 @@ pub(super) struct Parts {
     pub overwrite_foreign: bool,
     pub privileged_role: String,
     pub internal_http_port: u16,
+    /// Whether this is a node of the mode in which the original counts some things more.
+    pub lakebase: bool,
     /// Catalog work that serving does not wait for.
     pub afterwards: Afterwards,
     /// What a pinned compute holds at its pageservers.

@@ -321,7 +321,9 @@ impl Parts {
             let applied = applied.map_err(|error| match error {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
                 other => {
-                    if other.sqlstate() == Some(SqlState::QUERY_CANCELED.code()) {
+                    // The original counts them in this mode only.
+                    let timed_out = other.sqlstate() == Some(SqlState::QUERY_CANCELED.code());
+                    if self.lakebase && timed_out {
                         self.metrics.catalog_statement_timed_out();
                     }
                     permanent(other)
@@ -347,12 +349,12 @@ impl Parts {
             if let Some(spec) = applied.and_then(|applied| self.intake.outline(applied)) {
                 return Ok(Done::Fetched(FetchedSpec::Spec { spec, same_pageservers: true }));
             }
-            let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
-            return Err(WorkError::plain(FailureClass::Permanent, text));
             // Nothing serves, and what was to be started may be startable by now.
             if let Some(wanted) = self.held(Needed::Wanted) {
                 return self.take(wanted.document.clone(), None).await;
             }
+            let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
+            return Err(WorkError::plain(FailureClass::Permanent, text));
         };
         let fetched = source
             .fetch(&self.metrics, token)
