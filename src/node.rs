@@ -11,6 +11,7 @@ mod extensions;
 mod intake;
 mod journal;
 mod leases;
+mod reread;
 mod standalone;
 mod terminal;
 mod upstream;
@@ -212,6 +213,7 @@ async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, 
 
     // Up to here nothing was touched, and nothing was done that root's rights were not needed for.
     drop_privileges(&options)?;
+    reread::warn_unless_readable(source.as_ref(), &options.user);
     let find = async { Ok(Installation::find(options.pgbin.as_deref(), Some(&options.cache_dir)).await?) };
     let Some(installation) = unless_stopped(&mut signals, find).await? else {
         return Ok(stopped_early().await);
@@ -241,9 +243,9 @@ async fn start(options: RunOptions, http: &runtime::Handle) -> Result<ExitCode, 
         metrics: metrics.clone(),
         connstr: Secret::new(connstr.reveal()),
         privileged_role: options.privileged_role_name.clone(),
+        lakebase: options.lakebase_mode,
         internal_http_port: listeners.internal_port(),
         afterwards: Afterwards::default(),
-        lakebase: options.lakebase_mode,
         leases: Leases::default(),
         settings: postgres_settings,
         upstream: upstream.clone(),
