@@ -245,7 +245,10 @@ impl ControlPlane {
         metrics.control_plane_request(RPC, &label);
         let answer = answer?;
         answer::head(answer.status(), answer.headers())?;
-        answer::body(&body(answer).await?)
+        let text = body(answer).await?;
+        // Tens of megabytes, perhaps: they are decoded on a thread of their own.
+        let decoded = tokio::task::spawn_blocking(move || answer::body(&text)).await;
+        decoded.unwrap_or(Err(Rejection::Final(FetchError::Cancelled)))
     }
 }
 

@@ -196,7 +196,11 @@ impl<W: World> Engine<W> {
             return Some(Ended::MachinePanicked);
         }
         let verdict = step.verdict();
-        self.journal.push(now, event, verdict, &self.machine, note.clone());
+        if is_news(verdict, event.kind()) {
+            self.journal.push(now, event, verdict, &self.machine, note.clone());
+        } else {
+            self.journal.leave_out(&self.machine);
+        }
         self.metrics.event(event.kind(), verdict);
         let after = self.machine.status();
         if before != after {
@@ -323,6 +327,13 @@ impl<W: World> Engine<W> {
         }
         ended
     }
+}
+
+/// Whether the journal has a use for an event. What is at work is observed twice a second, and changes nothing that the
+/// machine knows: within minutes there would be nothing else in the ring.
+fn is_news(verdict: Verdict, event: EventKind) -> bool {
+    let changes_nothing = matches!(verdict, Verdict::Taken(Cause::ActivityNoted) | Verdict::Stale);
+    event != EventKind::ActivityObserved || !changes_nothing
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod extensions;
 mod intake;
 mod journal;
 mod leases;
+mod reread;
 mod standalone;
 mod terminal;
 mod upstream;
@@ -224,6 +225,7 @@ async fn start_behind(
 
     // Up to here nothing was touched, and nothing was done that root's rights were not needed for.
     drop_privileges(&options)?;
+    reread::warn_unless_readable(source.as_ref(), &options.user);
     let find = async { Ok(Installation::find(options.pgbin.as_deref(), Some(&options.cache_dir)).await?) };
     let Some(installation) = unless_stopped(&mut signals, find).await? else {
         return Ok(stopped_early().await);
@@ -253,6 +255,7 @@ async fn start_behind(
         metrics: metrics.clone(),
         connstr: Secret::new(connstr.reveal()),
         privileged_role: options.privileged_role_name.clone(),
+        lakebase: options.lakebase_mode,
         internal_http_port: servers.internal_port(),
         afterwards: Afterwards::default(),
         leases: Leases::default(),

@@ -14,8 +14,9 @@ use compute_ctl::engine::{
 use compute_ctl::limits;
 use compute_ctl::telemetry::Metrics;
 use compute_states::{
-    Cause, ComputeStatus, Epoch, Event, Exit, ExitReason, FailureClass, FetchedSpec, Lsn, Policy, Refusal,
-    Reply, RestartPolicy, Revision, SpecOutline, StopMode, TerminateMode, TerminationResult, Verdict,
+    Cause, ComputeStatus, Epoch, Event, EventKind, Exit, ExitReason, FailureClass, FetchedSpec, Lsn, Policy,
+    Refusal, Reply, RestartPolicy, Revision, SpecOutline, StopMode, TerminateMode, TerminationResult,
+    Verdict,
 };
 use futures_util::poll;
 use tokio::sync::{Notify, watch};
@@ -547,6 +548,67 @@ async fn the_journal_can_be_asked_for_at_any_time() {
     let again = handle.recording().await.expect("the loop runs");
     assert_eq!(again, recording, "asking leaves no trace");
     running.abort();
+}
+
+/// They change nothing that the machine knows, and there are two a second.
+#[tokio::test(start_paused = true)]
+async fn observations_do_not_crowd_out_what_happened() {
+    let world = Scripted::new(&[]);
+    let (engine, handle) = world.engine(Policy::default());
+    let running = tokio::spawn(engine.run());
+    handle.report(Event::Booted { spec: Some(SPEC) }).await;
+    until(&handle, ComputeStatus::Running).await;
+    let served = handle.snapshot().server.expect("one serves");
+    for number in 0..u32::try_from(limits::JOURNAL).expect("it is small") {
+        let activity = Activity { active_sessions: number, ..Activity::default() };
+        for postmaster in [served, Epoch(99)] {
+            handle.observe(postmaster, Seen { activity, newest: None });
+        }
+        once(|| handle.snapshot().activity == Some(activity)).await;
+    }
+    let answer = handle.configure(SPEC).await.expect("it is answered");
+    assert_eq!(answer.reply, Reply::Configured);
+    let recording = handle.recording().await.expect("the loop runs");
+    let kinds: Vec<EventKind> = recording.entries.iter().map(|entry| entry.event.kind()).collect();
+    assert_eq!(kinds.first(), Some(&EventKind::Booted));
+    assert!(!kinds.contains(&EventKind::ActivityObserved), "{kinds:?}");
+    let last = recording.entries.last().expect("it is not empty").seq;
+    assert!(last > 2 * limits::JOURNAL as u64, "what is left out is numbered: {last}");
+    let machine = recording.replay(|_, _| {}).expect("it replays");
+    assert_eq!(machine.status(), ComputeStatus::Running);
+    running.abort();
+}
+
+/// A start has lasted until the server was ready, not until it has ended.
+#[tokio::test(start_paused = true)]
+async fn a_start_is_measured_until_the_server_is_ready() {
+    let samples = |metrics: &Metrics| {
+        let text = metrics.render(0).expect("it can be encoded");
+        let of_starts = text.lines().filter(|line| {
+            line.starts_with("compute_ctl_effect_duration_seconds_count{effect=\"StartPostmaster\"")
+        });
+        of_starts.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let sample = |outcome: &str| {
+        let labels = format!("effect=\"StartPostmaster\",outcome=\"{outcome}\"");
+        vec![format!("compute_ctl_effect_duration_seconds_count{{{labels}}} 1")]
+    };
+    let (world, metrics) = (Scripted::new(&[]), Arc::new(Metrics::new()));
+    let (engine, handle) = engine::new(Arc::new(world), Policy::default(), metrics.clone());
+    let running = tokio::spawn(engine.run());
+    handle.report(Event::Booted { spec: Some(SPEC) }).await;
+    until(&handle, ComputeStatus::Running).await;
+    assert_eq!(samples(&metrics), sample("ok"));
+    handle.terminate(TerminateMode::Immediate).await.expect("it is answered");
+    running.await.expect("no panic");
+    assert_eq!(samples(&metrics), sample("ok"));
+
+    let (world, metrics) = (Scripted::new(&[("StartPostmaster", Does::Fails)]), Arc::new(Metrics::new()));
+    let (engine, handle) = engine::new(Arc::new(world), Policy::default(), metrics.clone());
+    let running = tokio::spawn(engine.run());
+    handle.report(Event::Booted { spec: Some(SPEC) }).await;
+    running.await.expect("no panic");
+    assert_eq!(samples(&metrics), sample("permanent"));
 }
 
 #[tokio::test(start_paused = true)]

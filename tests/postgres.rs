@@ -158,6 +158,22 @@ async fn kill_reaches_all_backends_even_of_a_frozen_server() {
     assert_eq!(processes_about(pgdata.path()), []);
 }
 
+/// One that was stopped by whomever hears what it is told all the same: it is not killed after a while.
+#[tokio::test]
+async fn a_postmaster_that_is_stopped_is_stopped_in_order() {
+    let lab = Lab::new().await;
+    let pgdata = lab.cluster("data").await;
+    for (mode, state) in [(StopMode::Fast, "shut down"), (StopMode::Immediate, "in production")] {
+        let (postmaster, mut facts) = lab.spawn(&pgdata);
+        assert_eq!(next(&mut facts).await, Some(Fact::Ready));
+        kill(Pid::from_raw(postmaster.pid()), Signal::SIGSTOP).unwrap();
+        assert!(postmaster.signal(mode));
+        assert!(matches!(next(&mut facts).await, Some(Fact::Exited(status)) if status.signal().is_none()));
+        assert!(matches!(postmaster.sweep(PATIENCE).await, SweepOutcome::Clean { .. }));
+        assert_eq!(lab.control(&pgdata, "Database cluster state").await, state);
+    }
+}
+
 #[tokio::test]
 async fn a_dropped_handle_stops_the_server() {
     let lab = Lab::new().await;
@@ -513,7 +529,12 @@ async fn behind_a_shut_door_nobody_comes_in() {
     let (_, stranger) = waiting(1);
     // Sessions go on, and the one at the door is no process yet.
     assert_eq!(closed.untold(&pids().await), 0);
-    assert!(door.shut().is_err(), "it is stopped already");
+    assert!(matches!(door.shut(), Err(DoorError::Held)), "one at a time");
+    assert!(closed.holds().is_ok());
+    // Whoever lets it go on opens the door, and whoever has shut it finds that out; nobody else shuts it meanwhile.
+    kill(Pid::from_raw(postmaster.pid()), Signal::SIGCONT).unwrap();
+    assert!(matches!(closed.holds(), Err(DoorError::Opened { pid }) if pid == postmaster.pid()));
+    assert!(matches!(door.shut(), Err(DoorError::Held)));
     drop(closed);
     // Now the stranger is being set up, which holds the door open or shows behind it.
     until(|| door.shut().unwrap().is_some_and(|shut| shut.untold(&[]) > 0)).await;

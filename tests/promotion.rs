@@ -195,6 +195,35 @@ fn a_log_that_does_not_come_is_a_failure_that_can_be_repeated() {
     node.terminate();
 }
 
+/// A server that was promoted is what it was promoted to, whatever else is wanted after that and cannot be applied:
+/// with that it is started again.
+#[test]
+fn what_it_was_promoted_to_is_kept_though_it_was_not_applied() {
+    let pair = Pair::new();
+    let node = pair.place.start(&["--restart", "on-failure"]);
+    node.wait_status("running");
+    let lsn = pair.finish();
+    let mut body = pair.body(&lsn);
+    body["spec"]["cluster"]["databases"][0]["owner"] = json!("somebody");
+    failed(&node.post("/promote", Some(&body)));
+    assert_eq!(pair.place.sql("select pg_is_in_recovery()"), "f");
+    // More than are kept of those that nobody needs.
+    for _ in 0..compute_ctl::limits::SPECS_KEPT + 3 {
+        assert_eq!(node.configure(&body["spec"]).0, 500);
+    }
+    pair.place.sql("create role somebody");
+    let postmaster = node.postmaster();
+    kill(Pid::from_raw(postmaster), Signal::SIGKILL).unwrap();
+    let status = node.wait("another Postgres, or none", |node| {
+        let (log, status) = (node.log(), node.status()?);
+        assert!(!log.contains("this is a bug"), "{log}");
+        (node.postmaster() != postmaster && status["status"] == "running").then_some(status)
+    });
+    assert_eq!(status["error"], Value::Null, "{status}");
+    assert_eq!(pair.place.sql("select count(*) from pg_database where datname = 'store'"), "1");
+    node.terminate();
+}
+
 #[test]
 fn a_client_that_goes_away_does_not_stop_it() {
     let pair = Pair::new();

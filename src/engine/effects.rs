@@ -78,7 +78,7 @@ impl<W: World> Effects<W> {
             }
             Effect::Sweep { epoch } => self.work(kind, epoch, Work::Sweep, spans),
             Effect::FinalSync { epoch, spec } => self.work(kind, epoch, Work::FinalSync { spec }, spans),
-            Effect::StartPostmaster { postmaster, spec } => self.start(kind, postmaster, spec),
+            Effect::StartPostmaster { postmaster, spec } => self.start(postmaster, spec),
             Effect::StopPostmaster { postmaster, mode } => self.stop(postmaster, mode),
             Effect::ReloadPostmaster { postmaster } => {
                 let _ = guarded("reload", || self.world.reload_postmaster(postmaster));
@@ -167,16 +167,14 @@ impl<W: World> Effects<W> {
         self.spawn(done.instrument(span));
     }
 
-    fn start(&mut self, kind: EffectKind, postmaster: Epoch, spec: Revision) {
+    fn start(&mut self, postmaster: Epoch, spec: Revision) {
         self.postmasters.push(postmaster);
-        let facts = Facts::new(postmaster, self.queue.clone());
+        let facts = Facts::new(postmaster, self.queue.clone(), self.metrics.clone());
         let told = facts.clone();
         // Called now, so that the world knows it before it can be told to stop.
         let future = guarded("start", || self.world.start_postmaster(postmaster, spec, facts));
         let directory = self.directory.clone();
-        let metrics = self.metrics.clone();
         self.spawn(async move {
-            let begun = Instant::now();
             drop(directory.lock().await);
             let ended = match future {
                 Ok(future) => AssertUnwindSafe(future).catch_unwind().await,
@@ -184,7 +182,7 @@ impl<W: World> Effects<W> {
                 Err(panic) => Ok(Err(panicked(panic.as_ref()))),
             };
             let (outcome, input) = postmaster_end(postmaster, ended, told.words());
-            metrics.effect(kind, outcome, begun.elapsed());
+            told.measure(outcome);
             Some(input)
         });
     }

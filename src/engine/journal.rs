@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 /// One event and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Number of the event in the life of the process, from 0.
+    /// Number of the event in the life of the process, from 0. Those that are left out have one, too.
     pub seq: u64,
     /// When, in microseconds since the loop began.
     pub at_us: u64,
@@ -91,6 +91,13 @@ impl Journal {
         if self.entries.len().is_multiple_of(limits::JOURNAL_STRETCH) {
             self.copies.push_back(machine.clone());
         }
+    }
+
+    /// An event that is not remembered. It must have changed nothing, or what follows would not replay.
+    pub(super) fn leave_out(&mut self, machine: &Machine) {
+        let before = || self.entries.back().map_or_else(|| self.base.fingerprint(), |last| last.fingerprint);
+        debug_assert_eq!(before(), machine.fingerprint(), "an event that changes the machine is left out");
+        self.next += 1;
     }
 
     pub(super) fn record(&self) -> Recording {

@@ -5,12 +5,14 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use compute_states::{Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Revision, StopMode};
+use compute_states::{EffectKind, Epoch, Event, Exit, FailureClass, FetchedSpec, Lsn, Revision, StopMode};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::queue::{Envelope, Input};
 use crate::activity::Seen;
+use crate::telemetry::Metrics;
 
 /// The outside, as far as the loop needs it. One implementation is real, one is simulated.
 pub trait World: Send + Sync + 'static {
@@ -211,11 +213,23 @@ pub struct Facts {
     postmaster: Epoch,
     queue: mpsc::WeakSender<Envelope>,
     words: Arc<OnceLock<String>>,
+    metrics: Arc<Metrics>,
+    begun: Instant,
+    /// Set once the start was measured.
+    measured: Arc<OnceLock<()>>,
 }
 
 impl Facts {
-    pub(super) fn new(postmaster: Epoch, queue: mpsc::WeakSender<Envelope>) -> Self {
-        Facts { postmaster, queue, words: Arc::default() }
+    pub(super) fn new(postmaster: Epoch, queue: mpsc::WeakSender<Envelope>, metrics: Arc<Metrics>) -> Self {
+        let begun = Instant::now();
+        Facts { postmaster, queue, words: Arc::default(), metrics, begun, measured: Arc::default() }
+    }
+
+    /// Notes how long the start took, the first time it is called: how long a server lives is no part of it.
+    pub(super) fn measure(&self, outcome: &str) {
+        if self.measured.set(()).is_ok() {
+            self.metrics.effect(EffectKind::StartPostmaster, outcome, self.begun.elapsed());
+        }
     }
 
     /// Why it gave up, in its own words, if it says so. Told before its end is reported.
@@ -231,6 +245,7 @@ impl Facts {
 
     /// It accepts connections.
     pub async fn ready(&self) {
+        self.measure("ok");
         self.send(Event::PostmasterReady { postmaster: self.postmaster }).await;
     }
 

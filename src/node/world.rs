@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use compute_states::{Epoch, Exit, FailureClass, Revision, StopMode};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::afterwards::Afterwards;
 use super::intake::Intake;
@@ -47,6 +48,8 @@ pub(super) struct Parts {
     /// Whether a cluster that is not ours may be removed.
     pub overwrite_foreign: bool,
     pub privileged_role: String,
+    /// Whether this is a node of the mode in which the original counts some things more.
+    pub lakebase: bool,
     pub internal_http_port: u16,
     /// Catalog work that serving does not wait for.
     pub afterwards: Afterwards,
@@ -79,6 +82,8 @@ pub(super) enum Needed {
 pub(super) struct RealWorld {
     parts: Arc<Parts>,
     postmaster: Arc<Mutex<Slot>>,
+    /// The look at what the server has made of the last reload; one is enough.
+    look: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 /// The one postmaster, from the moment it is asked for until it was swept up after.
@@ -94,7 +99,7 @@ struct Slot {
 
 impl RealWorld {
     pub(super) fn new(parts: Parts) -> Self {
-        RealWorld { parts: Arc::new(parts), postmaster: Arc::default() }
+        RealWorld { parts: Arc::new(parts), postmaster: Arc::default(), look: Mutex::default() }
     }
 
     /// The guard outside the loop: whatever became of it, no Postgres outlives this program, nor anything that a
@@ -260,7 +265,10 @@ impl World for RealWorld {
         {
             let parts = self.parts.clone();
             // What the server makes of its files is told; nothing waits for that.
-            tokio::spawn(async move { parts.look_at_settings().await });
+            let look = tokio::spawn(async move { parts.look_at_settings().await });
+            // Every change is one assignment, so a panic elsewhere cannot have left half of one behind.
+            let mut last = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some(AbortOnDropHandle::new(look));
         }
     }
 

@@ -21,6 +21,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use rustix::process::Signal;
 use thiserror::Error;
+use tokio::sync::OwnedMutexGuard;
 
 use super::postmaster::Shared;
 use super::proctable::{self, Stat};
@@ -51,6 +52,17 @@ pub enum DoorError {
         /// The postmaster.
         pid: i32,
     },
+    /// By another look, perhaps one that nobody waits for any more: its end would open the door for all.
+    #[error("another look holds the door of the server shut")]
+    Held,
+    /// By somebody else's SIGCONT, so that it may have let somebody in.
+    #[error(
+        "process {pid} of the server was let go on while it was looked at; nobody else should send it SIGCONT"
+    )]
+    Opened {
+        /// The postmaster.
+        pid: i32,
+    },
     /// What it is doing must be readable to us, who have started it.
     #[error(
         "what process {pid} is doing is not told in /proc/{pid}/syscall; it should be readable for its parent"
@@ -67,10 +79,14 @@ pub enum DoorError {
 #[derive(Clone, Debug)]
 pub struct Door(Arc<Shared>);
 
-/// A door that is shut, until this is dropped.
+/// A door that is shut, until this is dropped. There is one at a time.
 #[derive(Debug)]
 #[must_use = "dropping it opens the door"]
-pub struct Shut(Arc<Shared>);
+pub struct Shut {
+    server: Arc<Shared>,
+    /// Let go after the door was opened.
+    _turn: OwnedMutexGuard<()>,
+}
 
 impl Door {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
@@ -84,32 +100,41 @@ impl Door {
     /// See [`DoorError`].
     pub fn shut(&self) -> Result<Option<Shut>, DoorError> {
         let pid = self.0.pid();
-        let stopped = |stat: &Stat| matches!(stat.state, 'T' | 't');
-        if Stat::of(pid).is_some_and(|stat| stopped(&stat)) {
+        let turn = Arc::clone(&self.0.door).try_lock_owned().map_err(|_| DoorError::Held)?;
+        if is_stopped(pid) {
             return Err(DoorError::Stopped { pid });
         }
         if !self.0.signal(Signal::STOP) {
             return Err(DoorError::Gone);
         }
-        let shut = Shut(self.0.clone());
+        let shut = Shut { server: self.0.clone(), _turn: turn };
         // Whatever is seen here stays to be seen by whoever reaps it.
         let what = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         match waitid(Id::Pid(Pid::from_raw(pid)), what) {
             Ok(WaitStatus::Stopped(..)) => {}
             _ => return Err(DoorError::Gone),
         }
-        let call = fs::read_to_string(format!("/proc/{pid}/syscall"))
-            .map_err(|source| DoorError::Unreadable { pid, source })?;
-        let number = call.split_ascii_whitespace().next().and_then(|number| number.parse().ok());
-        Ok(number.is_some_and(|number| WAITS.contains(&number)).then_some(shut))
+        Ok(waits(pid)?.then_some(shut))
     }
 }
 
 impl Shut {
+    /// Makes sure that nobody has opened it meanwhile, to be called after the last look.
+    ///
+    /// # Errors
+    /// [`DoorError::Opened`] if the postmaster is not where it was stopped.
+    pub fn holds(&self) -> Result<(), DoorError> {
+        let pid = self.server.pid();
+        match is_stopped(pid) && waits(pid)? {
+            true => Ok(()),
+            false => Err(DoorError::Opened { pid }),
+        }
+    }
+
     /// Processes of the server that the server itself does not tell of: sessions that are only being set up. What it
     /// tells of must have been asked for after the door was shut. The collector of its log has no session.
     pub fn untold(&self, told: &[i32]) -> usize {
-        let pid = self.0.pid();
+        let pid = self.server.pid();
         let untold = |stat: &&Stat| {
             stat.ppid == pid && !stat.is_dead() && !told.contains(&stat.pid) && !is_log_collector(stat.pid)
         };
@@ -120,8 +145,20 @@ impl Shut {
 impl Drop for Shut {
     fn drop(&mut self) {
         // A server that was reaped needs no door.
-        self.0.signal(Signal::CONT);
+        self.server.signal(Signal::CONT);
     }
+}
+
+fn is_stopped(pid: i32) -> bool {
+    Stat::of(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
+}
+
+/// Whether a postmaster that is stopped was waiting for something to happen.
+fn waits(pid: i32) -> Result<bool, DoorError> {
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall"))
+        .map_err(|source| DoorError::Unreadable { pid, source })?;
+    let number = call.split_ascii_whitespace().next().and_then(|number| number.parse().ok());
+    Ok(number.is_some_and(|number| WAITS.contains(&number)))
 }
 
 /// By its title, which no session can have: those of sessions end in what they do.

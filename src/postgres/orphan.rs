@@ -43,6 +43,8 @@ pub async fn end_orphan(pgdata: &Arc<DataDir>) {
         let addressed = if signal == Signal::KILL { &all[..] } else { std::slice::from_ref(postmaster) };
         for stat in addressed {
             proctable::signal(stat, signal);
+            // Its supervisor may have been killed behind a shut door, and one that is stopped hears nothing else.
+            proctable::signal(stat, Signal::CONT);
         }
         if timeout(patience, proctable::all_ended(&all)).await.is_ok() {
             tracing::info!(?signal, "the orphaned server has ended");

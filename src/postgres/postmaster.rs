@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::door::Door;
@@ -124,6 +124,8 @@ pub(super) struct Shared {
     /// Environment entry of all descendants that were not forked from the postmaster itself.
     tag: String,
     pgdata: Arc<DataDir>,
+    /// Held by whoever has shut its door.
+    pub(super) door: Arc<Mutex<()>>,
 }
 
 impl Postmaster {
@@ -161,7 +163,8 @@ impl Postmaster {
         // The command holds our ends of the pipe, and the log would never end.
         drop(command);
 
-        let shared = Arc::new(Shared { group, program, running: OnceLock::new(), tag, pgdata });
+        let shared =
+            Arc::new(Shared { group, program, running: OnceLock::new(), tag, pgdata, door: Arc::default() });
         let (facts, receiver) = mpsc::unbounded_channel();
         let (exit, exited) = watch::channel(false);
         tokio::spawn(own(Arc::clone(&shared), watch, place, facts, exit));
@@ -177,8 +180,8 @@ impl Postmaster {
     /// Must be called inside the runtime.
     pub fn signal(&self, mode: StopMode) -> bool {
         match mode {
-            StopMode::Fast => self.shared.group.signal(Signal::INT),
-            StopMode::Immediate => self.shared.group.signal(Signal::QUIT),
+            StopMode::Fast => self.shared.ask(Signal::INT),
+            StopMode::Immediate => self.shared.ask(Signal::QUIT),
             StopMode::Kill => {
                 // The postmaster first: then nothing new is forked while the rest is looked up.
                 let delivered = self.shared.group.signal(Signal::KILL);
@@ -265,7 +268,7 @@ impl Postmaster {
 impl Drop for Postmaster {
     fn drop(&mut self) {
         if !*self.exited.borrow() {
-            self.shared.group.signal(Signal::QUIT);
+            self.shared.ask(Signal::QUIT);
         }
     }
 }
@@ -335,6 +338,14 @@ impl Shared {
     /// Signals the postmaster alone; `false` when it has been reaped.
     pub(super) fn signal(&self, signal: Signal) -> bool {
         self.group.signal(signal)
+    }
+
+    /// Has the postmaster stop by a signal which it handles, and which it would not hear while it is stopped itself,
+    /// by the door or by somebody else. It looks at its signals before it takes the next client.
+    fn ask(&self, signal: Signal) -> bool {
+        let asked = self.group.signal(signal);
+        self.group.signal(Signal::CONT);
+        asked
     }
 
     /// The living processes of the server, the postmaster included until it is reaped.

@@ -153,21 +153,45 @@ fn a_server_whose_supervisor_was_killed_is_stopped_in_order_by_the_next_one() {
     node.terminate();
 }
 
+/// Ours is when the supervisor is killed while it looks whether anything is at work. The kernel then lets it go on,
+/// unless whoever adopts it belongs to the same session, as the init of a container may.
 #[test]
 fn neither_is_one_that_does_not_listen_in_the_way_for_ever() {
     let place = Place::new();
-    place.configure(&place.spec());
+    place.configure(&place.kept_spec());
     let node = place.start(&[]);
     node.wait_status("running");
+    place.sql("create table t as select 42 as answer");
     let before = place.processes();
     let postmaster = node.postmaster();
+    node.signal(Signal::SIGKILL);
+    assert_eq!(node.killed_by(), Some(9));
     stop_process(before.iter().find(|process| process.pid == postmaster).unwrap());
+    drop(node);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    // Somebody else reaps them.
+    eventually("the end of all of them", || before.iter().all(|process| !process.exists()).then_some(()));
+    assert_eq!(place.sql("select answer from t"), "42");
+    assert!(!node.log().contains("not properly shut down"), "{}", node.log());
+    node.terminate();
+}
+
+/// A session that stands still keeps its server from stopping in order, and no server lives for ever.
+#[test]
+fn nor_is_one_that_cannot_stop_in_order() {
+    let place = Place::new();
+    place.configure(&place.kept_spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    let session = place.session("select 1");
+    stop_process(&session.backend);
+    let before = place.processes();
     node.signal(Signal::SIGKILL);
     assert_eq!(node.killed_by(), Some(9));
     drop(node);
     let node = place.start(&[]);
     node.wait_status("running");
-    // Somebody else reaps them.
     eventually("the end of all of them", || before.iter().all(|process| !process.exists()).then_some(()));
     node.terminate();
 }

@@ -151,6 +151,26 @@ fn a_reload_by_hand_is_looked_at() {
     node.terminate();
 }
 
+/// The original counts these in one of its modes only.
+#[test]
+fn statements_that_take_too_long_are_counted_in_lakebase_mode() {
+    for (flags, count) in [(&[][..], "0"), (&["--lakebase-mode", "true"], "1")] {
+        let mut place = Place::new();
+        place.connstr += "?options=-c%20statement_timeout%3D3s";
+        place.configure(&place.spec());
+        let node = place.start(flags);
+        node.wait_status("running");
+        let _session = place.session("begin; lock table pg_authid in share row exclusive mode");
+        let mut spec = place.spec();
+        spec["cluster"]["roles"] = json!([{ "name": "late", "encrypted_password": null }]);
+        let (code, body) = node.configure(&spec);
+        assert!(code == 500 && body.to_string().contains("statement timeout"), "{code} {body}");
+        let name = "pg_cctl_configure_statement_timeout_errors_total";
+        assert_eq!(metric(&node, name).as_deref(), Some(count), "{flags:?}");
+        node.terminate();
+    }
+}
+
 #[test]
 fn an_unchanged_spec_is_not_reloaded() {
     let place = Place::new();

@@ -108,6 +108,34 @@ fn without_a_spec_it_is_empty_until_it_is_configured_and_again() {
     node.terminate();
 }
 
+/// People and tests look for these words.
+#[test]
+fn a_reconfiguration_is_told_with_its_operation() {
+    let place = Place::new();
+    let mut spec = place.spec();
+    spec["operation_uuid"] = json!("b3b0f6de-52c1-4b7f-9a52-0c8f6a1f7d11");
+    place.configure(&spec);
+    let node = place.start(&[]);
+    node.wait_status("running");
+    let told = |end: &str, operation: &str| {
+        format!("{end} reconfiguration of compute node for operation {operation}")
+    };
+    assert!(!node.log().contains("reconfiguration of compute node"), "a start is none: {}", node.log());
+    for (operation, shown) in [(json!("6a1f7d11"), "6a1f7d11"), (Value::Null, "unknown")] {
+        spec["operation_uuid"] = operation;
+        assert_eq!(node.configure(&spec).0, 200);
+        node.wait_log(&told("finished", shown));
+        assert!(node.log().contains(&told("beginning", shown)), "{}", node.log());
+    }
+    // One that fails is not finished.
+    spec["operation_uuid"] = json!("0c8f6a1f");
+    spec["cluster"]["databases"] = json!([{ "name": "late", "owner": "nobody" }]);
+    assert_eq!(node.configure(&spec).0, 500);
+    node.wait_log(&told("beginning", "0c8f6a1f"));
+    node.terminate();
+    assert!(!node.log().contains(&told("finished", "0c8f6a1f")), "{}", node.log());
+}
+
 #[test]
 fn a_refresh_of_a_running_compute_ends_where_it_began() {
     let place = Place::new();
@@ -213,6 +241,29 @@ fn standalone_needs_no_token_and_tells_a_person_how_to_connect() {
     let (code, _) = http(port, "POST", "/terminate?mode=immediate", None, None).unwrap();
     assert_eq!(code, 200);
     node.ends_with(0, &before);
+}
+
+/// What there is to start with is the program's own, so a refresh after a start that failed starts it again.
+#[test]
+fn standalone_that_could_not_start_is_started_again_by_a_refresh() {
+    let place = Place::new();
+    let broken = place.path().join("broken");
+    std::fs::write(&broken, "").unwrap();
+    let line = format!("[ ! -e {} ] || [ \"$1\" != -D ] || exit 1", broken.display());
+    let pgbin = wrapped(&place, &[("postgres", &line)]);
+    let (external, internal) = (place.external.to_string(), place.internal.to_string());
+    let mut command = place.program();
+    command.args(["run", "--standalone", "--pgbin", &pgbin, "--pgdata"]).arg(place.pgdata());
+    command.args(["--external-http-port", &external, "--internal-http-port", &internal]);
+    command.arg("--cache-dir").arg(place.cache());
+    let mut node = place.run(command);
+    node.token = None;
+    node.wait_status("failed");
+    std::fs::remove_file(&broken).unwrap();
+    assert_eq!(node.refresh(), 200);
+    let status = node.wait_status("running");
+    assert_eq!(status["error"], Value::Null, "{status}");
+    node.terminate();
 }
 
 #[test]

@@ -67,7 +67,12 @@ impl Parts {
             if let Some(busy) = self.busy(seen) {
                 return Ok(busy);
             }
-            let (counted, shut) = blocking(move || (shut.untold(&look.pids), shut)).await?;
+            let counting = move || {
+                let counted = shut.untold(&look.pids);
+                // Last: what was counted behind an open door counts for nothing.
+                shut.holds().map(|()| (counted, shut))
+            };
+            let (counted, shut) = blocking(counting).await??;
             if counted == 0 {
                 return Ok(Done::Idle { seen, hold: Hold::new(shut) });
             }

@@ -56,6 +56,8 @@ impl Parts {
         };
         let promoted = promotion::promote(promotion, token).await.map_err(promotion_error)?;
         tracing::info!(%lsn, lsn_wait = ?promoted.lsn_wait, pg_promote = ?promoted.pg_promote, "promoted");
+        // Whether it can be applied or not: the machine speaks of it from now on.
+        self.hold(Needed::Applied, wanted);
         Ok(Done::Promoted(promoted))
     }
 }

@@ -21,7 +21,7 @@ use crate::postgres::promotion::Held;
 use crate::postgres::settings::{Change, Reload, SettingsError, SizeLimitLifted};
 use crate::postgres::{LastWords, Launch, LogSink, hba};
 use crate::secret::Secret;
-use crate::spec::document::ComputeFeature;
+use crate::spec::document::{ComputeFeature, ComputeSpec};
 use crate::spec::resolve::{Lsn, Mode, StorageKind};
 use crate::spec::store::StoredSpec;
 use crate::storage::{self, Context, EndOfLog, OwnSlots, Phase, Role, Safekeepers, StorageError};
@@ -56,7 +56,7 @@ impl Parts {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
+    pub(super) fn hold(&self, needed: Needed, document: Arc<StoredSpec>) {
         // Every change is one insertion, so a panic elsewhere cannot have left half of one behind.
         self.documents.lock().unwrap_or_else(PoisonError::into_inner).insert(needed, document);
     }
@@ -222,9 +222,12 @@ impl Parts {
         let server =
             ConnectionSettings::new(&self.connstr, Profile::of(&stored.resolved)).map_err(permanent)?;
         let pgdata = self.pgdata.path();
+        let operation = stored.document.operation_uuid.as_deref().unwrap_or("unknown").escape_debug();
         if first {
             self.settings.started();
         } else {
+            // These words, and those at the end, are looked for by people and by tests of the original.
+            tracing::info!("beginning reconfiguration of compute node for operation {operation}");
             servable(&stored)?;
             self.same_part(&stored)?;
             let text = self.render(&stored)?;
@@ -250,6 +253,9 @@ impl Parts {
             Box::pin(self.apply_catalog(&stored, server, first, reload, token)).instrument(span).await?;
         }
         self.leases.turn(&stored);
+        if !first {
+            tracing::info!("finished reconfiguration of compute node for operation {operation}");
+        }
         self.hold(Needed::Applied, stored);
         Ok(Done::Done)
     }
@@ -315,7 +321,9 @@ impl Parts {
             let applied = applied.map_err(|error| match error {
                 catalog::ApplyError::Cancelled => WorkError::cancelled(),
                 other => {
-                    if other.sqlstate() == Some(SqlState::QUERY_CANCELED.code()) {
+                    // The original counts them in this mode only.
+                    let timed_out = other.sqlstate() == Some(SqlState::QUERY_CANCELED.code());
+                    if self.lakebase && timed_out {
                         self.metrics.catalog_statement_timed_out();
                     }
                     permanent(other)
@@ -341,6 +349,10 @@ impl Parts {
             if let Some(spec) = applied.and_then(|applied| self.intake.outline(applied)) {
                 return Ok(Done::Fetched(FetchedSpec::Spec { spec, same_pageservers: true }));
             }
+            // Nothing serves, and what was to be started may be startable by now.
+            if let Some(wanted) = self.held(Needed::Wanted) {
+                return self.take(wanted.document.clone(), None).await;
+            }
             let text = "there is nowhere to fetch a spec from: neither --config nor --control-plane-uri";
             return Err(WorkError::plain(FailureClass::Permanent, text));
         };
@@ -349,9 +361,15 @@ impl Parts {
             .await
             .map_err(|error| WorkError::new(error.class(), &error))?;
         let Some(document) = fetched.spec else { return Ok(Done::Fetched(FetchedSpec::NoSpec)) };
-        let (spec, stored) = self
-            .intake
-            .take(document)
+        self.take(document, applied).await
+    }
+
+    /// Takes in what a refresh has found. On a thread of its own, because it may be tens of megabytes.
+    async fn take(&self, document: ComputeSpec, applied: Option<Revision>) -> Result<Done, WorkError> {
+        let intake = self.intake.clone();
+        let taken = tokio::task::spawn_blocking(move || intake.take(document)).await;
+        let (spec, stored) = taken
+            .map_err(|error| WorkError::new(FailureClass::Panicked, &error))?
             .map_err(|text| WorkError::plain(FailureClass::Transient, format!("the fetched spec: {text}")))?;
         let same_pageservers = applied
             .and_then(|applied| self.intake.specs().get(applied.0))
