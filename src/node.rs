@@ -280,7 +280,8 @@ async fn start(options: RunOptions) -> Result<ExitCode, StartError> {
     let (engine, handle) = engine::new(world.clone(), policy(&options), metrics.clone());
     let journal = JournalFile::new(options.journal.clone(), &options.compute_id);
     let on_failure = journal.clone();
-    let engine = tokio::spawn(engine.on_failure(move |recording| on_failure.save_later(recording)).run());
+    let engine = engine.on_failure(move |recording| on_failure.save_later(recording));
+    let engine = tokio::spawn(engine.on_directory(&options.pgdata).run());
     boot(&handle, spec.as_ref().map(|(outline, _)| *outline)).await;
 
     let producers = CancellationToken::new();

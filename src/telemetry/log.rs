@@ -28,6 +28,10 @@ use crate::limits;
 
 use files::Files;
 
+/// Spans which do not stand before lines of text, since they would hide what matters to people: the two lines of a request
+/// say what it is, and the others add nothing to the spans around them.
+const UNSHOWN: [&str; 4] = [trace::HTTP, "configure_as_primary", "db_apply_changes", "check"];
+
 static QUEUE: Queue = Queue::new();
 
 /// Whether lines are JSON, those included which come by no event.
@@ -50,9 +54,8 @@ pub fn init(format: LogFormat, traces: Option<&Traces>, files: Option<Files>) ->
     let lines =
         fmt::layer().with_writer(|| Own).with_ansi(false).with_target(false).log_internal_errors(false);
     let lines = match format {
-        // Its own two lines say what a request is; a long prefix on every other one hides what matters to people.
         LogFormat::Text => {
-            lines.with_filter(filter_fn(|of| !(of.is_span() && of.name() == trace::HTTP))).boxed()
+            lines.with_filter(filter_fn(|of| !(of.is_span() && UNSHOWN.contains(&of.name())))).boxed()
         }
         LogFormat::Json => lines.fmt_fields(json::JsonFields).event_format(json::Json).boxed(),
     };

@@ -160,8 +160,9 @@ fn text_is_the_default_and_wins_where_it_is_asked_for() {
     assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_err()), "{log}");
     let ready = log.lines().find(|line| line.contains("database system is ready to accept connections"));
     assert!(ready.is_some_and(|line| line.starts_with("PG:")), "{log}");
-    // What it is said in comes before what is said, but for the request's span: its two lines tell enough.
+    // What it is said in comes before what is said, but for what would stand before each line of a kind.
     assert!(log.contains(" INFO start_compute:prepare_pgdata: data directory prepared "), "{log}");
+    assert!(log.contains(" INFO start_compute:apply_config:apply_spec_sql: applied: "), "{log}");
     assert!(log.contains(" INFO request request_id="), "{log}");
 }
 
