@@ -17,6 +17,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,7 +121,7 @@ pub fn new<W: World>(world: Arc<W>, policy: Policy, metrics: Arc<Metrics>) -> (E
         promotion: None,
         promotion_stage: promotion::Stage::Idle,
         stage: Stage::Elsewhere,
-        spans: Spans::new(),
+        spans: Spans::new(String::new()),
         on_failure: None,
     };
     (engine, handle)
@@ -130,6 +131,12 @@ impl<W: World> Engine<W> {
     /// Has `hook` called with the recording each time the compute fails. It must not block.
     pub fn on_failure(mut self, hook: impl Fn(Recording) + Send + 'static) -> Self {
         self.on_failure = Some(Box::new(hook));
+        self
+    }
+
+    /// Has traces say on which data directory the server is started.
+    pub fn on_directory(mut self, pgdata: &Path) -> Self {
+        self.spans = Spans::new(pgdata.display().to_string());
         self
     }
 

@@ -147,7 +147,8 @@ pub const EXTENSIONS_ROUND: Duration = Duration::from_secs(300);
 // ---- log ----------------------------------------------------------------------------------------------
 
 /// Bytes of log lines that wait to be written; half of it is Postgres's share. With a whole message of Postgres's
-/// ([`LOG_RECORD`]) on top of its share there is still room for thousands of our own lines.
+/// ([`LOG_RECORD`]) on top of its share there is still room for thousands of our own lines. As much for log files, if
+/// there are any.
 pub const LOG_QUEUE: usize = 4 * 1024 * 1024;
 
 /// How long Postgres waits for the reader of a full log before its lines are dropped instead. A reader that

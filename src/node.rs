@@ -36,6 +36,7 @@ use crate::engine::{self, Ended, Handle};
 use crate::http::server::Side;
 use crate::http::{self, Auth, BindSpec, ExternalAddress, Listeners, Servers};
 use crate::limits;
+use crate::postgres::process::PrivilegeError;
 use crate::postgres::settings::Settings;
 use crate::postgres::{DataDir, InstallError, Installation, end_orphan, process};
 use crate::secret::Secret;
@@ -43,6 +44,7 @@ use crate::signals::{self, Asked, Signals};
 use crate::spec::document::ComputeConfig;
 use crate::spec::fault::Shape;
 use crate::storage::Progress;
+use crate::telemetry::log::files::Files;
 use crate::telemetry::metrics::Attacher;
 use crate::telemetry::{self, Metrics, Traces};
 
@@ -61,13 +63,22 @@ pub fn run(options: RunOptions) -> ExitCode {
         Ok(traces) => (traces, None),
         Err(fault) => (None, Some(fault)),
     };
-    if let Err(error) = telemetry::log::init(options.log_format, traces.as_ref()) {
+    let files = options.log_directory.clone().map(|directory| Files {
+        directory,
+        instance_id: options.instance_id.clone().unwrap_or_default(),
+        compute_id: options.compute_id.clone(),
+    });
+    if let Err(error) = telemetry::log::init(options.log_format, traces.as_ref(), files) {
         let _ = writeln!(std::io::stderr(), "nothing can be logged: {error}");
         return ExitCode::Internal;
     }
     if let Some(fault) = fault {
         tracing::warn!("there will be no traces: {fault}");
     }
+    if !nix::unistd::geteuid().is_root() {
+        telemetry::log::begin_files();
+    }
+    let (user, log_directory) = (options.user.clone(), options.log_directory.clone());
     let caught = signals::catch_early();
     // Until the end, so that the exit code is ours to give and the last lines are written to our own terminal.
     let _foreground = options.standalone.then(Foreground::take);
@@ -78,6 +89,10 @@ pub fn run(options: RunOptions) -> ExitCode {
             ExitCode::Internal
         }
     };
+    if let Some(directory) = &log_directory {
+        // What was refused as root is to be in the files, too. If it cannot be, it is on standard error.
+        let _ = become_user(&user, &[], Some(directory));
+    }
     if let Some(traces) = traces {
         traces.end();
     }
@@ -143,10 +158,22 @@ fn drop_privileges(options: &RunOptions) -> Result<(), StartError> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    process::drop_privileges(&options.user, &[&options.pgdata, &options.cache_dir])?;
+    let own: [&Path; 2] = [&options.pgdata, &options.cache_dir];
+    become_user(&options.user, &own, options.log_directory.as_deref())?;
     tracing::info!(user = options.user, "dropped privileges");
     // Where root stands the user may not be allowed to look, and then initdb does not even find itself.
     std::env::set_current_dir("/").map_err(StartError::Runtime)
+}
+
+/// Drops privileges, if there are any, with these directories the user's. From now on log files are written.
+fn become_user(user: &str, own: &[&Path], log_directory: Option<&Path>) -> Result<(), PrivilegeError> {
+    if let Some(Err(error)) = log_directory.map(|path| process::give_directory(user, path)) {
+        // The node goes on without them.
+        tracing::warn!("no log files: {}", telemetry::chain(&error));
+    }
+    process::drop_privileges(user, own)?;
+    telemetry::log::begin_files();
+    Ok(())
 }
 
 /// Binds both servers. A port that is only preferred gives way to a free one.
@@ -273,7 +300,8 @@ async fn start_behind(
     let (engine, handle) = engine::new(world.clone(), policy(&options), metrics.clone());
     let journal = JournalFile::new(options.journal.clone(), &options.compute_id);
     let on_failure = journal.clone();
-    let engine = tokio::spawn(engine.on_failure(move |recording| on_failure.save_later(recording)).run());
+    let engine = engine.on_failure(move |recording| on_failure.save_later(recording));
+    let engine = tokio::spawn(engine.on_directory(&options.pgdata).run());
     boot(&handle, spec.as_ref().map(|(outline, _)| *outline)).await;
 
     let producers = CancellationToken::new();

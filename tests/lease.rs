@@ -288,6 +288,10 @@ fn a_lease_is_asked_for_while_the_base_backup_is_not_there_yet() {
     place.configure(&spec(&place, &server, Transport::Libpq));
     let node = place.start(&[]);
     wait_end(&node, &end);
+    let lsn = &cluster().1;
+    node.wait_log(&format!(
+        "lsn_lease_bg_task{{tenant_id={TENANT} timeline_id={TIMELINE} lsn={lsn}}}: lease granted"
+    ));
     assert_eq!(node.status().unwrap()["status"], "init");
     node.terminate();
 }

@@ -13,6 +13,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::connect::{Cancelled, ConnectError, Connection, connect, connect_patiently, sqlstate};
 use super::plan::{Options, Plan, PlanError};
@@ -90,8 +91,27 @@ pub async fn execute(
     token: &CancellationToken,
 ) -> Result<Applied, ApplyError> {
     let mut applied = Applied { migrations: plan.migrations().to_vec(), ..Applied::default() };
-    for stage in stages(plan.steps()) {
-        let statements = match &stage {
+    let stages = stages(plan.steps());
+    for phase in stages.chunk_by(|one, next| one.phase() == next.phase()) {
+        let span = tracing::info_span!("db_apply_changes", phase = phase[0].phase());
+        perform(connection, phase, options, token, &mut applied).instrument(span).await?;
+    }
+    if let Some(more @ 1..) = applied.steps.checked_sub(limits::CATALOG_LOGGED) {
+        tracing::info!("applied {more} further steps, which are told at level debug");
+    }
+    Ok(applied)
+}
+
+/// Executes stages of one phase.
+async fn perform(
+    connection: &Connection,
+    stages: &[Stage<'_>],
+    options: &Options,
+    token: &CancellationToken,
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
+    for stage in stages {
+        let statements = match stage {
             Stage::Together(steps) => together(connection, steps, token).await?,
             Stage::Alone(step) => alone(connection, step, token).await?,
             Stage::Inside(databases) => {
@@ -109,10 +129,7 @@ pub async fn execute(
         }
         applied.statements += statements;
     }
-    if let Some(more @ 1..) = applied.steps.checked_sub(limits::CATALOG_LOGGED) {
-        tracing::info!("applied {more} further steps, which are told at level debug");
-    }
-    Ok(applied)
+    Ok(())
 }
 
 /// Steps that are executed in one go.
@@ -126,6 +143,15 @@ pub(super) enum Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
+    /// What traces call it. Not the original's phases, several of which share a transaction here.
+    fn phase(&self) -> &'static str {
+        match self {
+            Self::Together(_) => "shared",
+            Self::Alone(_) => "databases",
+            Self::Inside(_) => "in_each_database",
+        }
+    }
+
     fn steps(&self) -> Box<dyn Iterator<Item = &'a Step> + Send + '_> {
         match self {
             Self::Together(steps) => Box::new(steps.iter().copied()),

@@ -326,7 +326,7 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "SECONDS")]
     pub(super) pg_init_timeout: Option<u64>,
 
-    /// Behaviour of one deployment flavour.
+    /// Behaviour of one deployment flavour; with a directory for log files too. [env: COMPUTE_CTL_LOG_DIRECTORY]
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = false)]
     pub(super) lakebase_mode: bool,
 

@@ -69,6 +69,8 @@ pub struct RunOptions {
     pub instance_id: Option<String>,
     /// Form of the log.
     pub log_format: LogFormat,
+    /// Directory for log files of that flavour, absolute.
+    pub log_directory: Option<PathBuf>,
     not_yet_served: Vec<String>,
 }
 
@@ -306,6 +308,7 @@ impl RunOptions {
                 Some(format) => format,
                 None => log_format(environment)?,
             },
+            log_directory: environment.path(LOG_DIRECTORY).filter(|_| args.lakebase_mode).map(absolute),
             not_yet_served,
         })
     }
@@ -318,6 +321,7 @@ impl RunOptions {
 }
 
 const LOG_FORMAT: &str = "COMPUTE_CTL_LOG_FORMAT";
+const LOG_DIRECTORY: &str = "COMPUTE_CTL_LOG_DIRECTORY";
 
 fn log_format(environment: Environment<'_>) -> Result<LogFormat, UsageFault> {
     match environment.text(LOG_FORMAT).as_deref() {
@@ -382,13 +386,13 @@ fn not_yet_served(args: &NodeArgs, environment: Environment<'_>) -> Result<Vec<S
         (
             args.lakebase_mode,
             "--lakebase-mode",
-            "of this mode only the meaning of --http-port and the metric of attachments are built yet",
+            "of this mode only the meaning of --http-port, the metric of attachments and log files are built yet",
         ),
         (args.dev, "--dev", "side processes are not built yet"),
         (
-            environment.has("COMPUTE_CTL_LOG_DIRECTORY"),
-            "COMPUTE_CTL_LOG_DIRECTORY",
-            "log files are not built yet; the log goes to stderr",
+            environment.has(LOG_DIRECTORY) && !args.lakebase_mode,
+            LOG_DIRECTORY,
+            "log files belong to --lakebase-mode true; the log goes to stderr",
         ),
         (
             environment.has("INSTANCE_ID") && !args.lakebase_mode,

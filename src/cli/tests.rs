@@ -104,6 +104,26 @@ fn the_form_of_the_log_is_chosen_by_flag_then_variable() {
 }
 
 #[test]
+fn log_files_are_for_one_flavour() {
+    let directory =
+        |line: &str, value: &str| match with_env(line, &[("COMPUTE_CTL_LOG_DIRECTORY", value)], false) {
+            Ok(Invocation::Run(options)) => {
+                (options.log_directory.clone(), options.not_yet_served().join("\n"))
+            }
+            other => panic!("{other:?}"),
+        };
+    let lakebase = format!("{FULL} --lakebase-mode true");
+    let (given, warned) = directory(&lakebase, "/log");
+    assert_eq!(given.as_deref(), Some(Path::new("/log")));
+    assert!(!warned.contains("COMPUTE_CTL_LOG_DIRECTORY"), "{warned}");
+    assert!(directory(&lakebase, "relative").0.is_some_and(|path| path.is_absolute()));
+    assert_eq!(directory(&lakebase, "").0, None);
+    let (given, warned) = directory(FULL, "/log");
+    assert_eq!(given, None);
+    assert!(warned.contains("COMPUTE_CTL_LOG_DIRECTORY has no effect: log files belong to --lakebase-mode"));
+}
+
+#[test]
 fn the_environment_has_its_say() {
     let env = [
         ("POSTGRES_PATH", "/opt/pg/bin/postgres"),

@@ -3,7 +3,8 @@
 //! A start is `start_compute`, a later change `reconfigure`; the work done for either is inside, and so is the
 //! start of the server, as `start_postgres`. They are inside the request that asked for it, which may have to wait for
 //! its turn. None of them is kept any longer than what it stands for: the server that a start has brought about, its
-//! monitor and whatever follows are not part of it.
+//! monitor and whatever follows are not part of it. Work may be done in the span of the change itself, which to traces
+//! ends with the last of it; the server's start is not, so that it ends when the server is ready.
 
 use compute_states::{ComputeStatus, Event, RequestId};
 use tracing::Span;
@@ -19,11 +20,13 @@ pub(super) struct Spans {
     change: Span,
     /// Of the server's start, and of the wait for it.
     postgres: Option<(Span, Span)>,
+    /// Where the server is started, in words.
+    pgdata: String,
 }
 
 impl Spans {
-    pub(super) fn new() -> Self {
-        Spans { request: None, change: Span::none(), postgres: None }
+    pub(super) fn new(pgdata: String) -> Self {
+        Spans { request: None, change: Span::none(), postgres: None, pgdata }
     }
 
     /// A request has come, in this span. One that cannot become a change is not kept open for it.
@@ -60,7 +63,7 @@ impl Spans {
     pub(super) fn reach(&mut self, stage: Stage) {
         self.postgres = (stage == Stage::Starting).then(|| {
             let start = tracing::info_span!(parent: &self.change, "start_postgres");
-            let wait = tracing::info_span!(parent: &start, "wait_for_postgres");
+            let wait = tracing::info_span!(parent: &start, "wait_for_postgres", pgdata = self.pgdata);
             (start, wait)
         });
     }
@@ -70,7 +73,6 @@ impl Spans {
         let within = &self.change;
         match work {
             Work::PrepareStorage { .. } => tracing::info_span!(parent: within, "prepare_pgdata"),
-            Work::ApplySpec { .. } => tracing::info_span!(parent: within, "apply_config"),
             Work::Promote { .. } => {
                 let parent = self.request.as_ref().map(|(_, span)| span.id()).unwrap_or_default();
                 tracing::info_span!(parent: parent, "promote")
@@ -78,6 +80,8 @@ impl Spans {
             Work::FetchSpec { .. } => tracing::info_span!(parent: None, "fetch_spec"),
             Work::CheckIdle { .. } => tracing::info_span!(parent: None, "check_idle"),
             Work::FinalSync { .. } => tracing::info_span!(parent: None, "sync_safekeepers"),
+            // What there is to tell of it depends on the spec, which the world knows.
+            Work::ApplySpec { .. } => within.clone(),
             // Nothing is told of them.
             Work::WarmUp | Work::ResolveSpec { .. } | Work::Sweep => within.clone(),
         }

@@ -17,6 +17,7 @@ use compute_states::{ComputeStatus, Epoch};
 use jiff::Timestamp;
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::Instrument;
 
 use crate::activity::look::Prepared;
 use crate::activity::{Activity, Judge, Look, Rules};
@@ -73,8 +74,14 @@ struct Session {
     prepared: Prepared,
 }
 
-/// Watches until the compute goes down.
+/// Watches until the compute goes down. No part of a start: it begins before one and outlives it.
 pub(super) async fn monitor(handle: Handle, connstr: Secret, rules: Arc<Rules>, metrics: Arc<Metrics>) {
+    let life = tracing::info_span!(parent: None, "compute_monitor");
+    let rounds = tracing::info_span!(parent: &life, "run");
+    run(handle, connstr, rules, metrics).instrument(rounds).instrument(life).await;
+}
+
+async fn run(handle: Handle, connstr: Secret, rules: Arc<Rules>, metrics: Arc<Metrics>) {
     let settings = match ConnectionSettings::new(&connstr, Profile::Standard) {
         Ok(settings) => settings.named(APPLICATION_NAME),
         Err(error) => return tracing::error!("no activity can be seen: {}", chain(&error)),
@@ -99,7 +106,9 @@ pub(super) async fn monitor(handle: Handle, connstr: Secret, rules: Arc<Rules>, 
             }
             Duty::End => return clock.intended(),
         };
-        match round(&mut session, &settings, postmaster, &rules).await {
+        // By a target of its own, so that who has no use for two spans a second can switch them off.
+        let check = tracing::info_span!(target: "compute_ctl::node::activity::check", "check");
+        match round(&mut session, &settings, postmaster, &rules).instrument(check).await {
             Ok(look) => {
                 clock.up();
                 let seen = judge.judge(&look, Timestamp::now(), &rules);

@@ -8,6 +8,7 @@ use crate::http::{Accepted, Identity, SpecIntake};
 use crate::spec::document::ComputeSpec;
 use crate::spec::fault::{self, JsonPath, Severity};
 use crate::spec::store::{SpecStore, StoredSpec};
+use crate::telemetry::log;
 
 /// The store, and the judgement in front of it.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +24,7 @@ impl Intake {
         let stored = self.judge(document)?;
         let final_sync = stored.resolved.final_sync();
         let (revision, held) = self.0.insert(stored);
+        log::attached();
         Ok((SpecOutline { revision: Revision(revision), final_sync }, held))
     }
 

@@ -41,6 +41,8 @@ impl Leases {
         }
         metrics.no_lease();
         let lsn = pin.lsn();
+        let (tenant_id, timeline_id) = (pin.tenant(), pin.timeline());
+        let span = tracing::info_span!(parent: None, "lsn_lease_bg_task", %tenant_id, %timeline_id, %lsn);
         let (pin, pins) = watch::channel(pin);
         let metrics = metrics.clone();
         let report = move |outcome| match outcome {
@@ -61,7 +63,6 @@ impl Leases {
             }
         };
         let ask = |pin: Pin| async move { pin.ask(limits::PAGESERVER_CONNECT, limits::LEASE_ANSWER).await };
-        let span = tracing::info_span!(parent: None, "lsn_lease_bg_task", %lsn);
         let task = AbortOnDropHandle::new(tokio::spawn(keep(pins, ask, clock, report).instrument(span)));
         *kept = Some(Kept { pin, _task: task });
     }

@@ -479,16 +479,11 @@ pub fn drop_privileges(user: &str, own: &[&Path]) -> Result<(), PrivilegeError> 
     if !Uid::effective().is_root() {
         return Ok(());
     }
-    let name = user.to_owned();
-    let found = User::from_name(user).ok().flatten();
-    let account = found.ok_or_else(|| PrivilegeError::NoUser { user: name.clone() })?;
-    if account.uid.is_root() {
-        return Err(PrivilegeError::Superuser { user: name });
-    }
+    let account = account(user)?;
     for path in own {
-        give(path, &account).map_err(|source| PrivilegeError::Own { path: path.to_path_buf(), source })?;
+        give(path, 0o700, &account)?;
     }
-    let refused = |source: io::Error| PrivilegeError::Become { user: name.clone(), source };
+    let refused = |source: io::Error| PrivilegeError::Become { user: user.to_owned(), source };
     let c_name = std::ffi::CString::new(user).map_err(|error| refused(error.into()))?;
     unistd::initgroups(&c_name, account.gid).map_err(|errno| refused(errno.into()))?;
     unistd::setresgid(account.gid, account.gid, account.gid).map_err(|errno| refused(errno.into()))?;
@@ -499,13 +494,39 @@ pub fn drop_privileges(user: &str, own: &[&Path]) -> Result<(), PrivilegeError> 
     }
 }
 
-fn give(path: &Path, account: &User) -> io::Result<()> {
+/// Makes a directory which others may look into (0755), or gives it away, as [`drop_privileges`] does. Without effect when
+/// this process does not run as root.
+///
+/// # Errors
+/// There is no such user, or the directory could not be made or given away.
+pub fn give_directory(user: &str, path: &Path) -> Result<(), PrivilegeError> {
+    match Uid::effective().is_root() {
+        true => give(path, 0o755, &account(user)?),
+        false => Ok(()),
+    }
+}
+
+fn account(user: &str) -> Result<User, PrivilegeError> {
+    let found = User::from_name(user).ok().flatten();
+    let account = found.ok_or_else(|| PrivilegeError::NoUser { user: user.to_owned() })?;
+    match account.uid.is_root() {
+        true => Err(PrivilegeError::Superuser { user: user.to_owned() }),
+        false => Ok(account),
+    }
+}
+
+fn give(path: &Path, mode: u32, account: &User) -> Result<(), PrivilegeError> {
+    try_to_give(path, mode, account)
+        .map_err(|source| PrivilegeError::Own { path: path.to_path_buf(), source })
+}
+
+fn try_to_give(path: &Path, mode: u32, account: &User) -> io::Result<()> {
     let made = match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
-            DirBuilder::new().mode(0o700).create(path)?;
+            DirBuilder::new().mode(mode).create(path)?;
             true
         }
         Err(error) => return Err(error),

@@ -3,7 +3,10 @@
 //! Whoever reads it may stall or go away, and neither may reach the node: one thread writes, from a bounded queue,
 //! and nobody else waits for a write. Our own lines are lost when the queue is full, Postgres's when it stays so;
 //! how many is logged once there is room again.
+//!
+//! Our own lines can go to [`files`] as well.
 
+pub mod files;
 mod json;
 
 use std::collections::VecDeque;
@@ -12,7 +15,7 @@ use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
@@ -23,6 +26,12 @@ use super::{Traces, trace};
 use crate::cli::LogFormat;
 use crate::limits;
 
+use files::Files;
+
+/// Spans which do not stand before lines of text, since they would hide what matters to people: the two lines of a request
+/// say what it is, and the others add nothing to the spans around them.
+const UNSHOWN: [&str; 4] = [trace::HTTP, "configure_as_primary", "db_apply_changes", "check"];
+
 static QUEUE: Queue = Queue::new();
 
 /// Whether lines are JSON, those included which come by no event.
@@ -30,32 +39,34 @@ static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Installs the subscriber for the whole process and starts the thread that writes. The filter comes from
 /// `RUST_LOG` and is `info` without it, or if it cannot be parsed. Text has no colour and no target, as the original's
-/// readers expect (cli, section 3). Spans also go to `traces`. Panics are told to the log as well: the standard hook
-/// writes by itself, and would wait for a stalled reader in the thread that panicked.
+/// readers expect (cli, section 3). Spans also go to `traces`, and events to `files`, which are written once privileges are
+/// dropped. Panics are told to the log as well: the standard hook writes by itself, and would wait for a stalled reader
+/// in the thread that panicked.
 ///
 /// A second call is without effect, so tests may call it.
 ///
 /// # Errors
 ///
 /// The thread could not be started; nothing will be written.
-pub fn init(format: LogFormat, traces: Option<&Traces>) -> io::Result<()> {
+pub fn init(format: LogFormat, traces: Option<&Traces>, files: Option<Files>) -> io::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // It tells of internal errors by `eprintln!`, which panics when nobody reads.
     let lines =
         fmt::layer().with_writer(|| Own).with_ansi(false).with_target(false).log_internal_errors(false);
     let lines = match format {
-        // Its own two lines say what a request is; a long prefix on every other one hides what matters to people.
         LogFormat::Text => {
-            lines.with_filter(filter_fn(|of| !(of.is_span() && of.name() == trace::HTTP))).boxed()
+            lines.with_filter(filter_fn(|of| !(of.is_span() && UNSHOWN.contains(&of.name())))).boxed()
         }
         LogFormat::Json => lines.fmt_fields(json::JsonFields).event_format(json::Json).boxed(),
     };
     let spans = traces.map(Traces::layer);
-    if tracing_subscriber::registry().with(spans).with(filter).with(lines).try_init().is_err() {
+    let files = files.map(Files::layer);
+    let layers = tracing_subscriber::registry().with(spans).with(filter).with(lines).with(files.clone());
+    if layers.try_init().is_err() {
         return Ok(());
     }
     JSON.store(format == LogFormat::Json, Ordering::Relaxed);
-    panic::set_hook(Box::new(|panic| {
+    panic::set_hook(Box::new(move |panic| {
         let thread = thread::current();
         let trace = std::backtrace::Backtrace::capture();
         let trace = match trace.status() {
@@ -63,6 +74,9 @@ pub fn init(format: LogFormat, traces: Option<&Traces>) -> io::Result<()> {
             _ => String::new(),
         };
         let text = format!("thread '{}' {panic}{trace}\n", thread.name().unwrap_or("?"));
+        if let Some(files) = &files {
+            files.panic(&text);
+        }
         let line = if JSON.load(Ordering::Relaxed) { json::panic(&text) } else { text };
         QUEUE.offer(line.into_bytes());
     }));
@@ -79,9 +93,21 @@ pub(crate) fn is_json() -> bool {
     JSON.load(Ordering::Relaxed)
 }
 
+/// Has the log files be written from now on, if there are to be any. Privileges are dropped first: see [`files`].
+pub(crate) fn begin_files() {
+    files::begin();
+}
+
+/// A spec was set. Lines in log files tell whose they are from then on.
+pub(crate) fn attached() {
+    files::attached();
+}
+
 /// Waits until everything logged so far is written, for this long at most.
 pub fn flush(bound: Duration) {
+    let begun = Instant::now();
     QUEUE.flush(bound);
+    files::flush(bound.saturating_sub(begun.elapsed()));
 }
 
 /// Writes a line of Postgres's, after those that came before it. Waits while its share of the queue is full, but

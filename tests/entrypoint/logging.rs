@@ -1,15 +1,16 @@
 //! Whoever reads the log may go away or stall; the node goes on, and ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::mkfifo;
 use serde_json::Value;
 
-use crate::support::node::{Node, Place, eventually};
+use crate::support::node::{COMPUTE_ID, Node, Place, eventually};
 use crate::support::pg;
 
 /// A log that is a FIFO, and its reading end. The program opens it by itself.
@@ -159,7 +160,100 @@ fn text_is_the_default_and_wins_where_it_is_asked_for() {
     assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_err()), "{log}");
     let ready = log.lines().find(|line| line.contains("database system is ready to accept connections"));
     assert!(ready.is_some_and(|line| line.starts_with("PG:")), "{log}");
-    // What it is said in comes before what is said, but for the request's span: its two lines tell enough.
+    // What it is said in comes before what is said, but for what would stand before each line of a kind.
     assert!(log.contains(" INFO start_compute:prepare_pgdata: data directory prepared "), "{log}");
+    assert!(log.contains(" INFO start_compute:apply_config:apply_spec_sql: applied: "), "{log}");
     assert!(log.contains(" INFO request request_id="), "{log}");
+}
+
+/// A node of the flavour that has log files, and where they are to be.
+fn filing(place: &Place) -> (Command, PathBuf) {
+    let directory = place.path().join("logs/of the node");
+    let mut command = place.program();
+    command.args(place.arguments()).args(["--lakebase-mode", "true"]);
+    command.env("COMPUTE_CTL_LOG_DIRECTORY", &directory).env("INSTANCE_ID", "instance-under-test");
+    (command, directory)
+}
+
+/// The lines of all files, the oldest first.
+fn filed(directory: &Path) -> Vec<Value> {
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    for file in &files {
+        assert!(file.file_name().unwrap().to_str().unwrap().starts_with("pgcctl.20"), "{files:?}");
+    }
+    let text: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+}
+
+#[test]
+fn one_flavour_has_log_files_beside_the_log() {
+    let place = Place::new();
+    place.configure(&Value::Null);
+    let (command, directory) = filing(&place);
+    let node = place.run(command);
+    node.wait_status("empty");
+    let (code, body) = node.configure(&place.spec());
+    assert_eq!(code, 200, "{body}");
+    assert_eq!(place.sql("select 1"), "1");
+    node.signal(Signal::SIGTERM);
+    node.ends_with(0, &[]);
+
+    let lines = filed(&directory);
+    let log = node.log();
+    // All of what this program has logged, to the last line, and nothing of what Postgres has.
+    let ours: Vec<&str> = log.lines().filter(|line| !line.starts_with("PG:")).collect();
+    assert_eq!(lines.len(), ours.len(), "{log}");
+    for line in &lines {
+        let (message, severity) = (line["message"].as_str(), line["error_severity"].as_str());
+        let (message, severity) = (message.unwrap(), format!(" {} ", severity.unwrap()));
+        assert!(ours.iter().any(|ours| ours.ends_with(message) && ours.contains(&severity)), "{line} {log}");
+        assert_eq!(line["backend_type"], "compute_ctl_self");
+    }
+    let message = |text: &str| {
+        let is = |line: &&Value| line["message"].as_str().unwrap().starts_with(text);
+        lines.iter().find(is).unwrap_or_else(|| panic!("{text} not in {lines:?}"))
+    };
+    let ids = |line: &Value| (line["pg_instance_id"].clone(), line["pg_compute_id"].clone());
+    let found = message("PostgreSQL found version=");
+    assert_eq!(found["file_name"], "compute_ctl::node");
+    assert_eq!(ids(found), ("".into(), "".into()), "nobody's yet");
+    let prepared = message("data directory prepared kind=\"initdb\"");
+    assert_eq!(ids(prepared), ("instance-under-test".into(), COMPUTE_ID.into()));
+    message("ended reason=Stopped");
+}
+
+#[test]
+fn log_files_that_cannot_be_written_hinder_nothing() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let (command, directory) = filing(&place);
+    fs::write(directory.parent().unwrap(), "in the way").unwrap();
+    let node = place.run(command);
+    node.wait_status("running");
+    node.terminate();
+    let log = node.log();
+    let told = log.lines().filter(|line| line.contains(" WARN nothing can be written to log files: "));
+    assert_eq!(told.count(), 1, "{log}");
+}
+
+#[test]
+fn a_full_disk_of_log_files_hinders_nothing() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let (command, directory) = filing(&place);
+    fs::create_dir_all(&directory).unwrap();
+    // Today's and, for who tests at midnight, tomorrow's.
+    let today = jiff::Timestamp::now();
+    for day in [today, today + jiff::SignedDuration::from_hours(24)] {
+        let name = day.strftime("pgcctl.%Y-%m-%d").to_string();
+        std::os::unix::fs::symlink("/dev/full", directory.join(name)).unwrap();
+    }
+    let node = place.run(command);
+    node.wait_status("running");
+    node.terminate();
+    let log = node.log();
+    let told = log.lines().filter(|line| line.contains("nothing can be written to log files: No space left"));
+    assert_eq!(told.count(), 1, "{log}");
 }

@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::node::{COMPUTE_ID, Node, Place, config, port, token};
 
@@ -71,6 +71,16 @@ impl Collector {
         node.wait(&format!("the span {name}"), |_| self.spans().into_iter().find(|span| span.name == name))
     }
 
+    /// The spans of this name inside another one, as they began, once there is one.
+    fn inside(&self, node: &Node<'_>, outer: &Span, name: &str) -> Vec<Span> {
+        node.wait(&format!("the span {name} in {}", outer.name), |_| {
+            let mut found = self.spans();
+            found.retain(|span| span.name == name && span.parent_span_id == outer.span_id);
+            found.sort_by_key(|span| span.start_time_unix_nano);
+            (!found.is_empty()).then_some(found)
+        })
+    }
+
     /// The span of a request, once it has come.
     fn request(&self, node: &Node<'_>, path: &str) -> Span {
         node.wait(&format!("the span of {path}"), |_| {
@@ -124,7 +134,10 @@ fn a_start_is_part_of_the_request_that_asked_for_it() {
     place.configure(&Value::Null);
     let node = place.run(traced(&place, at));
     node.wait_status("empty");
-    let answer = within_a_trace(place.external, "/configure", &config(&place.spec()));
+    let mut spec = place.spec();
+    spec["cluster"]["roles"] = json!([{ "name": "traced" }]);
+    spec["cluster"]["databases"] = json!([{ "name": "traced", "owner": "traced" }]);
+    let answer = within_a_trace(place.external, "/configure", &config(&spec));
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 
     let request = collector.request(&node, "/configure");
@@ -133,20 +146,36 @@ fn a_start_is_part_of_the_request_that_asked_for_it() {
     assert_eq!(attribute(&request, "http.response.status_code").as_deref(), Some("200"));
     let start = collector.span(&node, "start_compute");
     assert_eq!(start.parent_span_id, request.span_id);
-    for phase in ["prepare_pgdata", "start_postgres", "apply_config"] {
-        let span = collector.span(&node, phase);
-        assert_eq!(span.parent_span_id, start.span_id, "{phase}");
-        assert_eq!(hex(&span.trace_id), TRACE, "{phase}");
-        let (begun, ended) = (span.start_time_unix_nano, span.end_time_unix_nano);
-        assert!(start.start_time_unix_nano <= begun && ended <= start.end_time_unix_nano, "{phase}");
-    }
-    for (inner, outer) in [("wait_for_postgres", "start_postgres"), ("apply_spec_sql", "apply_config")] {
+    let parts = [
+        ("prepare_pgdata", "start_compute"),
+        ("start_postgres", "start_compute"),
+        ("wait_for_postgres", "start_postgres"),
+        ("configure_as_primary", "start_compute"),
+        ("apply_config", "configure_as_primary"),
+        ("apply_spec_sql", "apply_config"),
+        ("post_apply_config", "configure_as_primary"),
+    ];
+    for (inner, outer) in parts {
         let outer = collector.span(&node, outer);
-        assert_eq!(collector.span(&node, inner).parent_span_id, outer.span_id, "{inner}");
+        let span = collector.span(&node, inner);
+        assert_eq!(span.parent_span_id, outer.span_id, "{inner}");
+        assert_eq!(hex(&span.trace_id), TRACE, "{inner}");
+        let (begun, ended) = (span.start_time_unix_nano, span.end_time_unix_nano);
+        assert!(outer.start_time_unix_nano <= begun && ended <= outer.end_time_unix_nano, "{inner}");
     }
+    let wait = collector.span(&node, "wait_for_postgres");
+    assert_eq!(attribute(&wait, "pgdata").as_deref(), place.pgdata().to_str());
+    // Each phase has ended when what it is part of has.
+    let sql = collector.span(&node, "apply_spec_sql");
+    let phases = collector.inside(&node, &sql, "db_apply_changes");
+    let phases: Vec<String> = phases.iter().filter_map(|span| attribute(span, "phase")).collect();
+    assert_eq!(phases, ["shared", "databases", "shared", "in_each_database", "shared"]);
+    // What goes on after the start is no part of it.
+    let migrations = collector.span(&node, "handle_migrations");
+    assert!(migrations.parent_span_id.is_empty() && hex(&migrations.trace_id) != TRACE);
 
     // What it finds is what is applied.
-    place.configure(&place.spec());
+    place.configure(&spec);
     let answer = within_a_trace(place.internal, "/refresh_configuration", &Value::Null);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(hex(&collector.request(&node, "/refresh_configuration").parent_span_id), PARENT);
@@ -171,6 +200,64 @@ fn a_start_is_part_of_the_request_that_asked_for_it() {
     assert!(
         collector.spans().iter().any(|span| attribute(span, "url.path").as_deref() == Some("/terminate"))
     );
+}
+
+#[test]
+fn a_reconfiguration_is_part_of_the_request_that_asked_for_it() {
+    let (collector, at) = Collector::start();
+    let place = Place::new();
+    place.configure(&place.spec());
+    let node = place.run(traced(&place, at));
+    node.wait_status("running");
+    let mut spec = place.spec();
+    let settings = spec["cluster"]["settings"].as_array_mut().unwrap();
+    settings.push(json!({ "name": "work_mem", "value": "5MB", "vartype": "string" }));
+    let answer = within_a_trace(place.external, "/configure", &config(&spec));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let request = collector.request(&node, "/configure");
+    let change = collector.span(&node, "reconfigure");
+    assert_eq!((hex(&change.trace_id), &change.parent_span_id), (TRACE.into(), &request.span_id));
+    for part in ["pg_reload_conf", "apply_config", "post_apply_config"] {
+        assert_eq!(collector.inside(&node, &change, part).len(), 1, "{part}");
+    }
+    node.terminate();
+    let of_a_start = collector.spans().into_iter().filter(|span| span.name == "configure_as_primary");
+    assert_eq!(of_a_start.count(), 1, "the first start's");
+}
+
+#[test]
+fn the_monitor_is_part_of_nothing() {
+    let (collector, at) = Collector::start();
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = traced(&place, at);
+    command.env("TRACEPARENT", format!("00-{TRACE}-{PARENT}-01"));
+    let node = place.run(command);
+    node.wait_status("running");
+    let check = collector.span(&node, "check");
+    assert_ne!(hex(&check.trace_id), TRACE);
+    node.terminate();
+    let spans = collector.spans();
+    let find = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}"));
+    let (life, run) = (find("compute_monitor"), find("run"));
+    assert!(life.parent_span_id.is_empty());
+    assert_eq!(run.parent_span_id, life.span_id);
+    assert_eq!((&check.parent_span_id, &check.trace_id), (&run.span_id, &life.trace_id));
+}
+
+#[test]
+fn who_has_no_use_for_each_look_of_the_monitor_need_not_get_it() {
+    let (collector, at) = Collector::start();
+    let place = Place::new();
+    place.configure(&place.spec());
+    let mut command = traced(&place, at);
+    command.env("RUST_LOG", "info,compute_ctl::node::activity::check=off");
+    let node = place.run(command);
+    node.wait("the first look", |node| node.status().filter(|status| status["activity"].is_object()));
+    node.terminate();
+    let spans = collector.spans();
+    assert!(spans.iter().any(|span| span.name == "compute_monitor"));
+    assert!(spans.iter().all(|span| span.name != "check"));
 }
 
 #[test]

@@ -7,13 +7,13 @@ use compute_states::{FailureClass, FetchedSpec, Revision};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::super::afterwards::Task;
 use super::super::error::StartError;
 use super::super::warm_up;
 use super::{Needed, Parts};
-use crate::catalog::{self, ConnectionSettings, Profile};
+use crate::catalog::{self, ConnectionSettings, Profile, Step};
 use crate::control_plane;
 use crate::engine::{Done, WorkError};
 use crate::postgres::conf::{self, Conf};
@@ -249,8 +249,11 @@ impl Parts {
             unused.drop_all(&self.installation).await;
         }
         if stored.resolved.mode == Mode::Primary {
-            let span = tracing::info_span!("apply_spec_sql");
-            Box::pin(self.apply_catalog(&stored, server, first, reload, token)).instrument(span).await?;
+            let span = match first {
+                true => tracing::info_span!("configure_as_primary"),
+                false => Span::none(),
+            };
+            Box::pin(self.configure_primary(&stored, server, first, reload, token)).instrument(span).await?;
         }
         self.leases.turn(&stored);
         if !first {
@@ -287,7 +290,7 @@ impl Parts {
         storage::make_slot(stored, &self.installation, token).await.map_err(storage_error)
     }
 
-    async fn apply_catalog(
+    async fn configure_primary(
         &self,
         stored: &StoredSpec,
         server: ConnectionSettings,
@@ -296,47 +299,65 @@ impl Parts {
         token: &CancellationToken,
     ) -> Result<(), WorkError> {
         self.afterwards.stop().await;
-        let document = &stored.document;
-        let task = if document.skip_pg_catalog_updates {
-            if Profile::of(&stored.resolved) != Profile::Neon {
+        let profile = Profile::of(&stored.resolved);
+        let task = if stored.document.skip_pg_catalog_updates {
+            if profile != Profile::Neon {
                 return Ok(());
             }
             Task::UpdateNeon
         } else {
+            let reloading = || tracing::info_span!("pg_reload_conf");
             // Before the session, which is to have what it says.
-            let lifted = match Profile::of(&stored.resolved) {
+            let lifted = match profile {
                 Profile::Neon => {
-                    Some(SizeLimitLifted::lift(self.pgdata.path(), reload).await.map_err(permanent)?)
+                    let lifted = SizeLimitLifted::lift(self.pgdata.path(), reload);
+                    Some(lifted.instrument(reloading()).await.map_err(permanent)?)
                 }
                 Profile::Standard => None,
             };
-            let connected = catalog::connect_patiently(&server, token).await.map_err(transient)?;
-            let connection = connected.ok_or_else(WorkError::cancelled)?;
-            let options = catalog::Options {
-                privileged_role: self.privileged_role.clone(),
-                profile: Profile::of(&stored.resolved),
-                concurrency: concurrency(stored, first),
-            };
-            let applied = catalog::apply(&connection, document, &options, token).await;
-            let applied = applied.map_err(|error| match error {
-                catalog::ApplyError::Cancelled => WorkError::cancelled(),
-                other => {
-                    // The original counts them in this mode only.
-                    let timed_out = other.sqlstate() == Some(SqlState::QUERY_CANCELED.code());
-                    if self.lakebase && timed_out {
-                        self.metrics.catalog_statement_timed_out();
-                    }
-                    permanent(other)
-                }
-            })?;
+            let span = tracing::info_span!("apply_config");
+            let migrations = self.apply_catalog(stored, &server, first, token).instrument(span).await?;
             if let Some(lifted) = lifted {
-                lifted.end(document.drop_subscriptions_before_start).await.map_err(permanent)?;
+                let ended = lifted.end(stored.document.drop_subscriptions_before_start);
+                ended.instrument(reloading()).await.map_err(permanent)?;
             }
-            tracing::info!(statements = applied.statements, "catalog applied");
-            Task::Migrations(applied.migrations)
+            Task::Migrations(migrations)
         };
-        self.afterwards.begin(task, server, self.metrics.clone());
+        tracing::info_span!("post_apply_config")
+            .in_scope(|| self.afterwards.begin(task, server, self.metrics.clone()));
         Ok(())
+    }
+
+    /// Brings roles and databases to what the spec says; returns what may be done later.
+    async fn apply_catalog(
+        &self,
+        stored: &StoredSpec,
+        server: &ConnectionSettings,
+        first: bool,
+        token: &CancellationToken,
+    ) -> Result<Vec<Step>, WorkError> {
+        let connected = catalog::connect_patiently(server, token).await.map_err(transient)?;
+        let connection = connected.ok_or_else(WorkError::cancelled)?;
+        let options = catalog::Options {
+            privileged_role: self.privileged_role.clone(),
+            profile: Profile::of(&stored.resolved),
+            concurrency: concurrency(stored, first),
+        };
+        let applied = catalog::apply(&connection, &stored.document, &options, token);
+        let applied = applied.instrument(tracing::info_span!("apply_spec_sql")).await;
+        let applied = applied.map_err(|error| match error {
+            catalog::ApplyError::Cancelled => WorkError::cancelled(),
+            other => {
+                // The original counts them in this mode only.
+                let timed_out = other.sqlstate() == Some(SqlState::QUERY_CANCELED.code());
+                if self.lakebase && timed_out {
+                    self.metrics.catalog_statement_timed_out();
+                }
+                permanent(other)
+            }
+        })?;
+        tracing::info!(statements = applied.statements, "catalog applied");
+        Ok(applied.migrations)
     }
 
     pub(super) async fn fetch(

@@ -60,6 +60,16 @@ impl Pin {
         })
     }
 
+    /// Whose data it is about.
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// Which of their timelines.
+    pub fn timeline(&self) -> &TimelineId {
+        &self.timeline
+    }
+
     /// The place in the log.
     pub fn lsn(&self) -> Lsn {
         self.lsn
