@@ -10,7 +10,8 @@ use crate::catalog::Connection;
 /// `$1`: whether statistics are asked for; `$2`: whether process ids are.
 ///
 /// Sessions of the superuser by whom we connect are this program's and its operator's, and a walproposer is part of the
-/// server. A session without a state has not begun. Times are asked for as microseconds of the Unix epoch, which no
+/// server. A session without a state has not begun; servers from 18 on have a state for that, in which a session may be
+/// of somebody who has not even given a password. Times are asked for as microseconds of the Unix epoch, which no
 /// setting of the session shifts. The search path is empty, so every operator is the system's.
 ///
 /// Walsenders are counted as sessions are, from the moment the server knows them: `pg_stat_replication` shows one
@@ -40,7 +41,11 @@ FROM (
                state = 'idle' AS waiting,
                state IN ('idle in transaction', 'idle in transaction (aborted)') AS inside,
                backend_type = 'walsender' AND application_name <> 'walproposer' AS sender
-        FROM pg_catalog.pg_stat_activity
+        FROM (
+            SELECT pid, NULLIF(state, 'starting') AS state, state_change, datid, backend_type, usename,
+                   application_name
+            FROM pg_catalog.pg_stat_activity
+        ) AS p
     ) AS a
 ) AS s, (
     SELECT pg_catalog.count(*) FILTER (WHERE active) AS active,
