@@ -315,6 +315,10 @@ async fn a_postmaster_that_was_not_told_or_is_gone_fails_the_change() {
     });
     let error = node.change_by("my.own = 'x'\nwork_mem = '7MB'", &meddling, &token).await.unwrap_err();
     assert!(matches!(&error, SettingsError::NotTaken(names) if names == &["work_mem"]), "{error:?}");
+    let report = node.settings.reported().get();
+    let [rejected] = &report.rejected[..] else { panic!("{report:?}") };
+    assert_eq!(rejected.name.as_deref(), Some("work_mem"));
+    assert!(rejected.reason.contains("from elsewhere"), "{report:?}");
     assert_eq!(node.file(), before);
     assert_eq!(node.show("my.own").await.as_deref().unwrap_or_default(), "");
 }

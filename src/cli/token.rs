@@ -253,6 +253,25 @@ mod tests {
     }
 
     #[test]
+    fn a_token_ends_when_it_was_told_to() {
+        let set: JwkSet = serde_json::from_str(&run_on("ed25519.pem", Wanted::KeySet).1).expect("a key set");
+        let key = jsonwebtoken::DecodingKey::from_jwk(&set.keys[0]).expect("a key");
+        let now = || jiff::Timestamp::now().as_second();
+        for seconds in [60, 86_400] {
+            let begin = now();
+            let wanted = Wanted::Token { bearer: Bearer::Admin, life: Duration::from_secs(seconds) };
+            let (_, token, _) = run_on("ed25519.pem", wanted);
+            let mut validation = jsonwebtoken::Validation::new(Algorithm::EdDSA);
+            validation.validate_aud = false;
+            let claims =
+                jsonwebtoken::decode::<Value>(token.trim(), &key, &validation).expect("it verifies").claims;
+            let life = i64::try_from(seconds).expect("a few");
+            let ends = claims["exp"].as_i64().expect("a number");
+            assert!((begin + life..=now() + life).contains(&ends), "{claims}");
+        }
+    }
+
+    #[test]
     fn what_is_no_key_is_named_and_not_quoted() {
         let (exit, out, err) = run_on("jwks.json", Wanted::KeySet);
         assert_eq!((exit, out.as_str()), (ExitCode::Unreadable, ""));

@@ -185,6 +185,28 @@ async fn the_third_failure_is_the_last() {
     assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
 
+/// With a clock that goes on by itself as soon as there is nothing to do but wait.
+#[tokio::test]
+async fn a_wish_to_be_left_alone_is_granted() {
+    init_tls();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
+    let base = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let note = asked.clone();
+    let busy = warp::any().map(move || {
+        note.lock().expect("nobody panics").push(tokio::time::Instant::now());
+        let answer = warp::http::Response::builder().status(503).header("retry-after", "2");
+        answer.body("").expect("it is one")
+    });
+    tokio::spawn(warp::serve(busy).incoming(listener).run());
+    tokio::time::pause();
+    fetch(&Source::control_plane(&base, "ep"), &Metrics::new()).await.expect_err("it is always busy");
+    let asked = asked.lock().expect("nobody panics").clone();
+    assert_eq!(asked.len(), limits::CONTROL_PLANE_ATTEMPTS);
+    // Far more than the pauses it would make by itself.
+    assert!(asked.windows(2).all(|two| two[1] - two[0] >= Duration::from_secs(2)), "{asked:?}");
+}
+
 #[tokio::test]
 async fn garbage_is_worth_another_attempt_and_is_not_quoted() {
     let wrong = r#"{"status":"empty","spec":"hunter2","compute_ctl_config":{"jwks":{"keys":[]}}}"#;

@@ -222,6 +222,22 @@ mod tests {
         assert_eq!(history.time_in_status(), Duration::from_millis(20));
     }
 
+    #[test]
+    fn an_event_tells_whom_it_concerns() {
+        use compute_states::Exit;
+        let (postmaster, epoch) = (Epoch(7), Epoch(8));
+        for (event, expected) in [
+            (Event::TimerFired { epoch }, Some(epoch)),
+            (Event::FoundIdle { epoch }, Some(epoch)),
+            (Event::PostmasterReady { postmaster }, Some(postmaster)),
+            (Event::PostmasterProgressed { postmaster }, Some(postmaster)),
+            (Event::PostmasterExited { postmaster, exit: Exit::Signal(9) }, Some(postmaster)),
+            (Event::StopSignalled, None),
+        ] {
+            assert_eq!(concerned(&event), expected, "{event:?}");
+        }
+    }
+
     #[tokio::test]
     async fn one_follows_the_other_until_the_newest() {
         let history = filled(3);

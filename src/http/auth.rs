@@ -394,6 +394,21 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_meant_for_something_else_is_not_used() {
+        let claims = json!({"compute_id": "compute-1"});
+        let tokens = [ed25519(&claims), signed(Algorithm::RS256, &EncodingKey::from_rsa_der(RSA), &claims)];
+        for (index, field, value) in
+            [(0, "crv", "P-256"), (0, "alg", "ES256"), (1, "alg", "RS512"), (1, "alg", "PS256")]
+        {
+            let mut keys = keys();
+            keys["keys"][index][field] = json!(value);
+            let auth = auth(keys);
+            assert_eq!(check(&auth, &tokens[index]), Err(Denied::Unverified), "{field} {value}");
+            assert_eq!(check(&auth, &tokens[1 - index]), Ok(()), "the other key: {field} {value}");
+        }
+    }
+
+    #[test]
     fn the_header_must_hold_a_bearer_token() {
         let auth = auth(keys());
         let token = ed25519(&json!({"compute_id": "compute-1"}));

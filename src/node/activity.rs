@@ -212,3 +212,38 @@ impl Clock {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_moment_of_downtime_is_counted_once() {
+        let metrics = Arc::new(Metrics::new());
+        let current = || {
+            let text = metrics.render(0).expect("it can be encoded");
+            let line = text.lines().find_map(|line| line.strip_prefix("compute_pg_current_downtime_ms "));
+            line.and_then(|value| value.parse::<f64>().ok())
+        };
+        let second = Duration::from_secs(1);
+        let mut clock = Clock::new(metrics.clone());
+        for _ in 0..3 {
+            advance(second).await;
+            clock.down();
+        }
+        assert_eq!((current(), metrics.downtime().total_ms()), (Some(3000.0), 3000));
+        let told = clock.info();
+        assert!(told.starts_with("total_ms: 3000, current_ms: 3000, last_up: "), "{told}");
+        clock.up();
+        assert_eq!((current(), metrics.downtime().total_ms()), (Some(0.0), 3000));
+        advance(second).await;
+        clock.up();
+        advance(second).await;
+        clock.down();
+        assert_eq!((current(), metrics.downtime().total_ms()), (Some(1000.0), 4000));
+        clock.intended();
+        assert_eq!((current(), metrics.downtime().total_ms()), (Some(0.0), 4000));
+    }
+}

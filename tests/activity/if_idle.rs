@@ -63,6 +63,15 @@ fn a_client_that_is_logging_in_is_spared() {
     assert_eq!(until_idle(&node).0, 200);
 }
 
+/// The process that collects the log is in no view of the server's, and nobody's session.
+#[test]
+fn a_server_that_collects_its_log_can_be_idle() {
+    let place = Place::new();
+    let node = started(&place, &quiet(&place, &[("logging_collector", "on")]), &[]);
+    assert_eq!(place.sql("show logging_collector"), "on");
+    assert_eq!(until_idle(&node), (200, r#"{"lsn":null}"#.to_owned()));
+}
+
 /// Clients come and go while the compute is asked again and again. Whoever was let in is served to the end.
 #[test]
 fn nobody_who_was_let_in_is_killed() {

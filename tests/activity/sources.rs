@@ -55,6 +55,12 @@ fn sessions_are_told_apart_and_times_are_utc_whatever_the_zone() {
     // Tokyo is nine hours ahead of what is meant.
     let active = last_active(&status);
     assert!(before <= active && active <= after, "{before} {active} {after}");
+    // Of several the one counts that was at work last.
+    let between = Timestamp::now();
+    let bob = Alice::connect(place.postgres).unwrap();
+    let status = seen(&node, "two idle sessions", |activity| activity["sessions"]["idle"] == 2);
+    assert!(last_active(&status) >= between, "{status}");
+    drop(bob);
 
     alice.run("begin").unwrap();
     let status = seen(&node, "an idle transaction", |activity| {
@@ -78,6 +84,44 @@ fn sessions_are_told_apart_and_times_are_utc_whatever_the_zone() {
     let status = node.status().unwrap();
     assert!(last_active(&later) <= last_active(&gone) && last_active(&status) >= last_active(&gone));
     node.terminate();
+}
+
+/// One that does not say what it does may do anything, and one whose transaction has failed has it all the same.
+#[test]
+fn sessions_that_keep_silent_or_have_failed_count_too() {
+    let place = Place::new();
+    let node = started(&place, &quiet(&place, &[]), &[]);
+    let failed = Alice::connect(place.postgres).unwrap();
+    assert!(failed.run("begin; select no_such_column").is_err());
+    seen(&node, "a transaction that has failed", |activity| {
+        activity["sessions"]["idle_in_transaction"] == 1 && activity["last_kind"] == "idle_in_transaction"
+    });
+    drop(failed);
+    place.sql("alter role alice set track_activities = off");
+    let silent = Alice::connect(place.postgres).unwrap();
+    seen(&node, "a session that says nothing", |activity| {
+        activity["sessions"] == json!({"active":1,"idle_in_transaction":0,"idle":0,"arriving":0})
+            && activity["last_kind"] == "active_session"
+    });
+    let (code, body) = node.post("/terminate?if_idle=true", None);
+    assert!(code == 409 && body.contains("the compute is not idle: 1 active session\""), "{code} {body}");
+    drop(silent);
+    node.terminate();
+}
+
+/// By this name safekeepers know the process of Neon's that sends them the log; it is part of the server.
+#[test]
+fn a_walproposer_is_nobody() {
+    let place = Place::new();
+    let node = started(&place, &quiet(&place, &[]), &[]);
+    let directory = place.path().to_str().unwrap();
+    let arguments = ["-d", "application_name=walproposer", "-D", directory, "--no-sync"];
+    let _walproposer = Streaming::start(&place, "pg_receivewal", &arguments);
+    let there = "select count(*) from pg_stat_activity \
+                 where backend_type = 'walsender' and application_name = 'walproposer'";
+    eventually("a walproposer", || (place.sql(there) == "1").then_some(()));
+    let (code, body) = node.post("/terminate?mode=immediate&if_idle=true", None);
+    assert_eq!(code, 200, "{body}");
 }
 
 #[test]
@@ -105,6 +149,8 @@ fn replicate(place: &Place, node: &Node<'_>) {
     run("copy", "create table t (n int)");
     run("app", "create publication p for table t");
     run("app", "select pg_create_logical_replication_slot('s', 'pgoutput')");
+    // Of a standby, which shows as a walsender while it is there.
+    run("app", "select pg_create_physical_replication_slot('standby')");
     seen(node, "a slot nobody uses", |activity| {
         activity["logical_slots"] == json!({"active":0,"inactive":1})
     });
@@ -200,6 +246,16 @@ fn autovacuum_counts_unless_it_is_ignored() {
     }
 }
 
+/// Waits for so many more looks, which the clock of the server counts.
+fn looks(place: &Place, number: usize) {
+    let last = "select extract(epoch from max(query_start)) from pg_stat_activity \
+                where application_name = 'compute_ctl:compute_monitor'";
+    for _ in 0..number {
+        let before = place.sql(last);
+        eventually("another look", || (place.sql(last) != before).then_some(()));
+    }
+}
+
 #[test]
 fn statistics_tell_of_sessions_between_two_looks_when_the_spec_says_so() {
     for (features, flags) in [
@@ -212,14 +268,18 @@ fn statistics_tell_of_sessions_between_two_looks_when_the_spec_says_so() {
         spec["features"] = features.clone();
         let node = started(&place, &spec, flags);
         let on = features.as_array().is_some_and(|names| !names.is_empty());
-        // Nothing has moved between two looks; only now is a move somebody's.
-        let status = seen(&node, "two looks", |activity| match on {
-            true => activity["statistics_moved"] == json!(false),
-            false => activity.is_object(),
-        });
         // The databases are new, and that has moved them.
         let counts = on && flags.is_empty();
-        assert_eq!(status["last_active"].is_null(), !counts, "{status}");
+        // Nothing has moved between two looks since; only now is a move somebody's.
+        let status = node.wait("two looks", |node| {
+            let status = node.status().filter(|status| status["last_active"].is_null() != counts)?;
+            let activity = &status["activity"];
+            let still = if on { activity["statistics_moved"] == json!(false) } else { activity.is_object() };
+            still.then_some(status)
+        });
+        // What is done in the database of the program itself does not count.
+        looks(&place, 4);
+        assert_eq!(node.status().unwrap()["last_active"], status["last_active"]);
         // One of the superuser, so that nothing else counts it. It is over before the next look.
         place.try_sql("app", "select 1").unwrap();
         if counts {
@@ -232,17 +292,42 @@ fn statistics_tell_of_sessions_between_two_looks_when_the_spec_says_so() {
             seen(&node, "moved statistics", |activity| activity["statistics_moved"] == json!(true));
             assert_eq!(node.status().unwrap()["last_active"], Value::Null);
         } else {
-            // Two more looks, which the clock of the server counts.
-            let looks = "select extract(epoch from max(query_start)) from pg_stat_activity \
-                         where application_name = 'compute_ctl:compute_monitor'";
-            for _ in 0..2 {
-                let before = place.sql(looks);
-                eventually("another look", || (place.sql(looks) != before).then_some(()));
-            }
+            looks(&place, 2);
             let status = node.status().unwrap();
             assert_eq!(status["activity"]["statistics_moved"], Value::Null, "{status}");
             assert_eq!(status["last_active"], Value::Null, "{status}");
         }
         node.terminate();
     }
+}
+
+#[test]
+fn each_sum_of_the_statistics_tells_by_itself() {
+    let place = Place::new();
+    let mut spec = quiet(&place, &[]);
+    spec["features"] = json!(["activity_monitor_experimental"]);
+    // So that nothing else moves the time.
+    let node = started(&place, &spec, &["--idle-ignores", "active-sessions,idle-sessions"]);
+    let moved = |before: &Value| {
+        let last = &before["last_active"];
+        node.wait("moved statistics", |node| node.status().filter(|now| now["last_active"] != *last))
+    };
+    let still = || {
+        looks(&place, 2);
+        seen(&node, "statistics that do not move", |activity| activity["statistics_moved"] == json!(false))
+    };
+    moved(&Value::Null);
+    // A session that does nothing.
+    let before = still();
+    drop(Alice::connect(place.postgres).unwrap());
+    moved(&before);
+    // One that was there before, and does something now.
+    let sessions = || place.sql("select sessions from pg_stat_database where datname = 'app'");
+    let before = sessions();
+    let mut session = place.session_in("app", "select 1");
+    eventually("that it is counted", || (sessions() != before).then_some(()));
+    let before = still();
+    session.go_on("select pg_sleep(0.01)");
+    moved(&before);
+    node.terminate();
 }

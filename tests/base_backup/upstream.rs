@@ -54,6 +54,12 @@ fn moves(suspicion: &str, go_wrong: impl FnOnce(Proxy) -> Option<Proxy>) {
             .then_some(())
     });
     assert!(!node.transitions().contains(&"refresh-configuration".to_owned()), "{}", node.log());
+    if suspicion == "refused" {
+        // It is refused again ten times a second, and nobody is asked each time.
+        node.wait("a sign that comes too soon", |node| {
+            (metric(node, "compute_ctl_refresh_hints_suppressed_total") > Some(0)).then_some(())
+        });
+    }
     configure(&place, new.port());
     node.wait("a standby that receives from elsewhere", |_| {
         let seen =
@@ -103,6 +109,35 @@ fn an_upstream_that_breaks_off() {
         proxy.act(Act::Break(700));
         Some(proxy)
     });
+}
+
+/// Whoever it has followed is about to go, and nobody else is to be looked for.
+#[test]
+fn a_standby_that_is_being_promoted_asks_for_nothing() {
+    let origin = Origin::start();
+    let proxy = origin.proxy(Act::Pass);
+    let place = place();
+    configure(&place, proxy.port());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    follows(&origin, &place);
+    let primary = spec(&place, json!("Primary"), parameters(proxy.port()));
+    // More of the log than there will ever be, so that it is waited for.
+    let body = json!({ "spec": primary, "wal_flush_lsn": "FFFFFFFF/0" });
+    let waiting = node.post_later("/promote", Some(&body));
+    let asks = "select count(*) from pg_stat_activity where query like '%pg_last_wal_replay_lsn%' \
+                and pid <> pg_backend_pid() and application_name <> 'compute_ctl:upstream_monitor'";
+    node.wait("a promotion", |_| (sql(&place, asks).unwrap() != "0").then_some(()));
+    drop(proxy);
+    let (code, body) = waiting.join().unwrap();
+    assert_eq!(code, 500, "{body}");
+    // It is a standby as before.
+    node.wait("a look for news", |node| (hints(node, "refused") > 0).then_some(()));
+    let log = node.log();
+    let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("no {text:?} in {log}"));
+    let (refused, over) = (at("could not connect to the primary server"), at(" promotion outcome="));
+    assert!(refused < over && over < at("looking for news"), "{log}");
+    node.terminate();
 }
 
 #[test]

@@ -74,6 +74,18 @@ fn the_request_is_the_originals() {
 }
 
 #[test]
+fn no_proxy_stands_between_a_machine_and_itself() {
+    let place = Place::new();
+    // Any answer will do that ends the start.
+    let control_plane = ControlPlane::start(Act::status(404));
+    let mut command = command(&place, &control_plane.base());
+    command.env("http_proxy", format!("http://127.0.0.1:{}", port())).env_remove("no_proxy");
+    let node = place.run(command);
+    node.ends_with(NO_SPEC, &[]);
+    assert_eq!(control_plane.asked(), 1, "{}", node.log());
+}
+
+#[test]
 fn an_empty_compute_waits_and_an_attached_one_starts() {
     let place = Place::new();
     let control_plane = ControlPlane::start(Act::empty());

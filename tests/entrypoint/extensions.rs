@@ -58,6 +58,21 @@ fn they_are_counted_after_the_start_and_from_time_to_time() {
 }
 
 #[test]
+fn each_server_that_starts_is_looked_at() {
+    let place = Place::new();
+    place.configure(&place.kept_spec());
+    // From time to time means from hour to hour here.
+    let node = place.start(&["--restart", "on-failure"]);
+    node.wait_status("running");
+    let looks = |node: &Node<'_>| node.log().matches("[NEON_EXT_STAT] ").count();
+    node.wait("a look", |node| (looks(node) == 1).then_some(()));
+    let postmaster = nix::unistd::Pid::from_raw(node.postmaster());
+    nix::sys::signal::kill(postmaster, nix::sys::signal::Signal::SIGKILL).unwrap();
+    node.wait("another one", |node| (looks(node) == 2).then_some(()));
+    node.terminate();
+}
+
+#[test]
 fn a_failure_leaves_what_was_known() {
     let place = Place::new();
     let mut spec = place.spec();

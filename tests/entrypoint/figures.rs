@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::support::node::{Node, Place};
+use crate::support::node::{Node, Place, config};
 
 /// The families of the original, with their types and labels (metrics-and-monitor, section 1), in its order; those
 /// of the activity monitor left out.
@@ -157,5 +157,27 @@ fn the_figures_of_the_start_agree_with_its_phases_and_stay() {
     assert!(text.contains("compute_ctl_state{status=\"running\"} 1"), "{text}");
     assert_eq!(text.lines().filter(|line| line.starts_with("compute_ctl_state{")).count(), 11, "{text}");
     assert!(text.contains("compute_ctl_state_seconds_total{status=\"empty\"}"), "{text}");
+    node.terminate();
+}
+
+#[test]
+fn a_statement_on_the_catalog_that_postgres_cancels_is_counted() {
+    let place = Place::new();
+    place.configure(&place.spec());
+    let node = place.start(&[]);
+    node.wait_status("running");
+    assert!(scrape(&node).contains("pg_cctl_configure_statement_timeout_errors_total 0\n"));
+    let lock = place.session("begin; lock table pg_authid in share row exclusive mode");
+    let mut spec = place.spec();
+    spec["cluster"]["roles"] = json!([{ "name": "late", "encrypted_password": null }]);
+    let configure = node.post_later("/configure", Some(&config(&spec)));
+    let cancel = "select bool_or(pg_cancel_backend(pid)) from pg_locks \
+                  where not granted and relation = 'pg_authid'::regclass";
+    node.wait("a statement that waits", |_| (place.sql(cancel) == "t").then_some(()));
+    let (code, body) = configure.join().unwrap();
+    assert_eq!(code, 500, "{body}");
+    drop(lock);
+    let text = scrape(&node);
+    assert!(text.contains("pg_cctl_configure_statement_timeout_errors_total 1\n"), "{text}");
     node.terminate();
 }

@@ -148,6 +148,28 @@ fn json_lines_are_json_postgres_included() {
 }
 
 #[test]
+fn what_a_client_sends_is_not_quoted_and_a_probe_is_no_error() {
+    let place = Place::new();
+    place.configure(&Value::Null);
+    for format in ["json", "text"] {
+        let node = place.start(&["--log-format", format]);
+        node.wait_status("empty");
+        assert_eq!(node.request("GET", "/readyz", None).unwrap().0, 503);
+        assert_eq!(node.request("GET", "/lfc/offload", None).unwrap().0, 501);
+        assert_eq!(node.post("/terminate?mode=bogus&password=hunter2", None).0, 400);
+        let wrong = serde_json::json!({ "spec": { "suspend_timeout_seconds": "hunter2" } });
+        let (code, body) = node.post("/configure", Some(&wrong));
+        assert!(code == 422 && body.contains("hunter2"), "{code} {body}");
+        node.terminate();
+        let log = node.log();
+        assert!(log.contains("/terminate") && log.contains("suspend_timeout_seconds"), "{log}");
+        assert!(!log.contains("hunter2") && !log.contains("ERROR"), "{log}");
+        // Whoever only reads is not told of: clients poll.
+        assert!(!log.contains("/status") && !log.contains("/readyz"), "{log}");
+    }
+}
+
+#[test]
 fn text_is_the_default_and_wins_where_it_is_asked_for() {
     let place = Place::new();
     place.configure(&place.spec());

@@ -116,6 +116,28 @@ fn what_needs_a_restart_is_said_and_shown() {
 }
 
 #[test]
+fn a_postgres_that_is_started_again_has_what_waited_for_it() {
+    let place = Place::new();
+    place.configure(&place.kept_spec());
+    let node = place.start(&["--restart", "on-failure"]);
+    node.wait_status("running");
+    let mut spec = with(&place, "max_connections", "42");
+    spec["storage"]["kind"] = json!("existing");
+    let (code, body) = node.configure(&spec);
+    assert_eq!((code, &body["settings"]["pending_restart"]), (200, &json!(["max_connections"])), "{body}");
+    let before = node.postmaster();
+    kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+    let status = node.wait("another Postgres", |node| {
+        let status = node.status()?;
+        (status["status"] == "running" && node.postmaster() != before).then_some(status)
+    });
+    assert_eq!(place.sql("show max_connections"), "42");
+    assert!(status.get("settings").is_none(), "{status}");
+    assert_eq!(metric(&node, "compute_ctl_pending_restart_settings").unwrap(), "0");
+    node.terminate();
+}
+
+#[test]
 fn a_secret_in_a_rejected_setting_is_not_told() {
     let place = Place::new();
     place.configure(&place.spec());

@@ -275,9 +275,36 @@ fn a_start_by_itself_is_part_of_what_started_the_program() {
 }
 
 #[test]
+fn a_change_is_part_of_the_request_that_asked_for_it_and_of_no_other() {
+    let (collector, at) = Collector::start();
+    let place = Place::new();
+    place.configure(&place.spec());
+    let node = place.run(traced(&place, at));
+    node.wait_status("running");
+    let mut spec = place.spec();
+    spec["cluster"]["databases"] = serde_json::json!([{ "name": "other", "owner": "somebody" }]);
+    let answer = within_a_trace(place.external, "/configure", &config(&spec));
+    assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+    let request = collector.request(&node, "/configure");
+    let change = collector.span(&node, "reconfigure");
+    assert_eq!(change.parent_span_id, request.span_id);
+    // What could not be applied now is, for nobody who waits.
+    place.sql("create role somebody");
+    assert_eq!(node.refresh(), 200);
+    node.wait_status("running");
+    let later = node.wait("another change", |_| {
+        let other = |span: &Span| span.name == "reconfigure" && span.span_id != change.span_id;
+        collector.spans().into_iter().find(other)
+    });
+    assert!(later.parent_span_id.is_empty() && later.trace_id != change.trace_id, "{later:?}");
+    node.terminate();
+}
+
+#[test]
 fn nothing_waits_for_a_collector_that_is_not_there_or_hangs() {
     let hanging = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    for collector in [port(), hanging.local_addr().unwrap().port()] {
+    // Whoever takes nothing is told of, once; of one that has not answered yet there is nothing to tell.
+    for (collector, told) in [(port(), 1), (hanging.local_addr().unwrap().port(), 0)] {
         let place = Place::new();
         place.configure(&place.spec());
         let mut command = traced(&place, collector);
@@ -289,9 +316,12 @@ fn nothing_waits_for_a_collector_that_is_not_there_or_hangs() {
         for _ in 0..3 {
             assert_eq!(node.configure(&place.spec()).0, 200);
         }
+        if told > 0 {
+            node.wait_log("the collector of traces does not take them: ");
+        }
         node.terminate();
         let log = node.log();
-        assert!(log.matches("collector of traces").count() <= 1, "{log}");
+        assert_eq!(log.matches("collector of traces").count(), told, "{log}");
         assert!(!log.contains("ERROR"), "{log}");
     }
 }

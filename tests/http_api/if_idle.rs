@@ -39,6 +39,23 @@ async fn an_idle_compute_ends_and_a_busy_one_says_why_not() {
 }
 
 #[tokio::test]
+async fn the_mode_is_that_of_the_request_and_fast_where_it_says_none() {
+    for (query, status) in [
+        ("if_idle=true", ComputeStatus::TerminationPendingFast),
+        ("mode=fast&if_idle=true", ComputeStatus::TerminationPendingFast),
+        ("if_idle=true&mode=immediate", ComputeStatus::TerminationPendingImmediate),
+    ] {
+        let node = Node::running().await;
+        node.world.set(Part::Stop, Way::Hang);
+        let mut waiting = begin(&node, &format!("/terminate?{query}"), "").await;
+        node.reaches(status).await;
+        node.world.set(Part::Stop, Way::Succeed);
+        read(&mut waiting).await.assert("200 OK", Some("application/json"), r#"{"lsn":null}"#);
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_the_condition_is_told_like_the_mode() {
     let node = Node::running().await;
     for (query, fault) in [

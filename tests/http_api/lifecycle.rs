@@ -1,12 +1,18 @@
 //! Every route in every state, and clients and servers that come and go.
 
+use std::pin::Pin;
+
 use compute_ctl::engine;
 use compute_ctl::http;
 use compute_ctl::limits;
 use compute_states::{ComputeStatus, Event, Policy};
+use hyper::body::Body as _;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::support::{Node, Part, Way, read, request, send, spec, token};
 use crate::{EXTENSION, GRANT, begin, refreshes, terminations};
@@ -270,12 +276,54 @@ async fn silent_clients_are_shown_out() {
         let rest = String::from_utf8_lossy(&rest);
         assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 408"), "{rest}");
     }
+    // One that was served before has no more time for its next request.
+    for bytes in [&b""[..], b"GET /metrics HTTP/1.1\r\nhos"] {
+        let mut stream = TcpStream::connect(node.external).await.expect("it listens");
+        let begun = Instant::now();
+        stream.write_all(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("it reads");
+        stream.write_all(bytes).await.expect("it reads");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.expect("it is closed");
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(rest.starts_with("HTTP/1.1 404"), "{rest}");
+        // By a clock on which nothing takes time but waiting.
+        assert!(begun.elapsed() < 2 * limits::HTTP_HEAD_READ, "{:?}", begun.elapsed());
+    }
     let head = format!(
         "POST /configure HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: bearer {}\r\n\
          content-type: application/json\r\ncontent-length: 100\r\n\r\n{{",
         token()
     );
+    let begun = Instant::now();
     let answer = send(node.external, head.as_bytes()).await;
+    assert!(begun.elapsed() < 2 * limits::HTTP_BODY_READ, "{:?}", begun.elapsed());
     answer.assert_error("408 Request Timeout", "failed to buffer the request body: it took too long");
     node.stop().await;
+}
+
+/// Whoever takes an answer piece by piece gets all of it, though the servers have been told to stop meanwhile.
+#[tokio::test]
+async fn an_answer_under_way_leaves_before_the_servers_go() {
+    let node = Node::empty().await;
+    let stream = TokioIo::new(TcpStream::connect(node.external).await.expect("it listens"));
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(1024);
+    let (mut sender, connection) = builder.handshake(stream).await.expect("HTTP/2 is spoken");
+    tokio::spawn(connection);
+    let request = hyper::Request::get("http://localhost/openapi.json").body(String::new());
+    let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
+    let shutdown = node.shutdown.clone();
+    let stops = tokio::spawn(node.stop());
+    shutdown.cancelled().await;
+    // Time enough for servers that do not wait.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let (mut body, mut text) = (answer.into_body(), Vec::new());
+    while let Some(piece) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        text.extend_from_slice(&piece.expect("it does not break off").into_data().expect("no trailers"));
+    }
+    let document: serde_json::Value = serde_json::from_slice(&text).expect("the whole of it");
+    assert_eq!(document["openapi"], "3.1.0");
+    stops.await.expect("it stops");
 }

@@ -169,6 +169,13 @@ async fn the_history_tells_every_transition_with_its_cause() {
     }
     assert_eq!(transitions[5]["time"], body["since"]);
     assert_eq!(transitions[0]["label"], "received a /configure request with spec");
+    // What had gone wrong is told where it did, and not with what follows.
+    node.world.set(Part::Fetch, Way::Hang);
+    assert_eq!(node.refresh().await.status, "200 OK");
+    let pending = node.reaches(ComputeStatus::RefreshConfigurationPending).await;
+    assert_eq!(pending.error.as_deref(), Some("no such role"), "it is still what is wrong");
+    let body = node.get("/history").await.json();
+    assert_eq!((&body["last"], &body["transitions"][6]["error"]), (&json!(7), &Value::Null), "{body}");
     node.stop().await;
 }
 

@@ -5,6 +5,7 @@
 #[path = "../support/http.rs"]
 mod support;
 
+mod figures;
 mod golden;
 mod if_idle;
 mod lifecycle;

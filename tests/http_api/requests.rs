@@ -3,7 +3,7 @@
 use compute_ctl::activity::{Activity, Kind, Seen, Sighting};
 use compute_ctl::http::{self, Auth, BindSpec, ExternalAddress, Listeners, ServeError, Servers};
 use compute_ctl::limits;
-use compute_states::{ComputeStatus, Policy};
+use compute_states::{ComputeStatus, Epoch, Policy};
 use hyper::body::Body as _;
 use serde_json::json;
 use tokio::net::TcpStream;
@@ -312,7 +312,9 @@ async fn status_has_its_fields_in_order_with_nulls() {
     let answer = node.get("/status").await;
     check(&answer, r#""tenant":null,"timeline":null,"status":"empty","last_active":null,"error":null"#);
 
+    let waited = node.engine.snapshot().start_time;
     let configured = node.post("/configure", &spec(json!({}))).await;
+    assert!(node.engine.snapshot().start_time > waited, "the wait for a spec is no part of the start");
     let ids = format!(r#""tenant":"{TENANT}","timeline":"{TIMELINE}""#);
     let running = format!(r#"{ids},"status":"running","last_active":null,"error":null"#);
     check(&configured, &running);
@@ -342,6 +344,29 @@ async fn status_has_its_fields_in_order_with_nulls() {
     let failed =
         format!(r#"{ids},"status":"failed","last_active":"{active}","error":"no such role"{counts}"#);
     check(&answer, &failed);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_seen_at_work_is_of_the_present_postgres_and_never_moves_back() {
+    let node = Node::running().await;
+    let postmaster = node.world.postmaster();
+    let observe = |postmaster, idle_sessions, newest: Option<(i64, Kind)>| {
+        let activity = Activity { idle_sessions, ..Activity::default() };
+        let at = |second| jiff::Timestamp::from_second(second).expect("in range");
+        let newest = newest.map(|(second, kind)| Sighting { at: at(second), kind });
+        node.engine.observe(postmaster, Seen { activity, newest });
+    };
+    observe(postmaster, 1, Some((2000, Kind::Autovacuum)));
+    observe(postmaster, 2, Some((1000, Kind::IdleSession)));
+    observe(postmaster, 3, None);
+    observe(Epoch(postmaster.0 + 1), 4, Some((3000, Kind::ActiveSession)));
+    // A request comes after all of them.
+    assert_eq!(node.post("/configure", &spec(json!({}))).await.status, "200 OK");
+    let status = node.get("/status").await.json();
+    assert_eq!(status["last_active"], "1970-01-01T00:33:20+00:00", "{status}");
+    assert_eq!(status["activity"]["last_kind"], "autovacuum", "{status}");
+    assert_eq!(status["activity"]["sessions"]["idle"], 3, "{status}");
     node.stop().await;
 }
 

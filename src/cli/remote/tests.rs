@@ -15,7 +15,7 @@ use warp::reply::{Reply, Response, with_status};
 use super::*;
 use crate::control_plane;
 
-/// What was asked: method, path with query, token, body.
+/// What was asked: method, path with query and the last event that is known, token, body.
 type Asked = (String, String, String, String);
 
 /// A compute that answers by `answer`, and what it was asked.
@@ -42,6 +42,7 @@ fn fake(answer: impl Fn(&str) -> Response + Clone + Send + Sync + 'static) -> Fa
         .and(warp::path::full())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::header::optional::<String>("authorization"))
+        .and(warp::header::optional::<String>("last-event-id"))
         .and(warp::body::bytes())
         .and(warp::addr::remote())
         .map(
@@ -49,13 +50,15 @@ fn fake(answer: impl Fn(&str) -> Response + Clone + Send + Sync + 'static) -> Fa
                   path: FullPath,
                   query: String,
                   token: Option<String>,
+                  last_event: Option<String>,
                   body: bytes::Bytes,
                   from: Option<SocketAddr>| {
                 peer.lock().expect("no test panics in it").insert(from);
                 let query = if query.is_empty() { query } else { format!("?{query}") };
+                let after = last_event.map(|id| format!(" after {id}")).unwrap_or_default();
                 note.lock().expect("no test panics in it").push((
                     method.to_string(),
-                    format!("{}{query}", path.as_str()),
+                    format!("{}{query}{after}", path.as_str()),
                     token.unwrap_or_default(),
                     String::from_utf8_lossy(&body).into_owned(),
                 ));
@@ -347,7 +350,13 @@ fn waiting_at_first(requests: usize) -> Fake {
     })
 }
 
-/// Statuses one after another, then the last for ever; and events, if there are any.
+/// An answer that breaks off, as of a compute that has gone.
+fn broken_off() -> Response {
+    let pieces = futures_util::stream::iter([Err::<bytes::Bytes, _>(io::Error::other("gone"))]);
+    warp::reply::stream(pieces).into_response()
+}
+
+/// Statuses one after another, then the last for ever; and events, if there are any. With `gone` it is no more.
 fn played(statuses: &'static [&'static str], events: Option<&'static str>) -> Fake {
     let next = Arc::new(Mutex::new(statuses.iter().copied()));
     fake(move |path| match (path, events) {
@@ -357,7 +366,10 @@ fn played(statuses: &'static [&'static str], events: Option<&'static str>) -> Fa
         ("/events", None) | ("/readyz" | "/startupz", _) => code(StatusCode::NOT_FOUND),
         _ => {
             let next = next.lock().expect("no test panics in it").next();
-            answers(&status(next.or(statuses.last().copied()).expect("there is one")))
+            match next.or(statuses.last().copied()).expect("there is one") {
+                "gone" => broken_off(),
+                name => answers(&status(name)),
+            }
         }
     })
 }
@@ -374,8 +386,11 @@ fn a_status_is_waited_for_until_it_comes_or_will_not() {
     assert!(out.starts_with("status       running\n"), "{out}");
     let (_, out, _) = played(&["init", "running"], None).run(until(false, ComputeStatus::Running), true);
     assert_eq!(serde_json::from_str::<Value>(&out).ok(), Some(status("running")));
-    let failed = played(&["init", "failed"], None);
-    assert_eq!(failed.run(until(false, ComputeStatus::Running), false).0, ExitCode::NotServing);
+    for ends in [&["init", "failed"], &["init", "terminated"]] {
+        let (code, out, _) = played(ends, None).run(until(false, ComputeStatus::Running), false);
+        assert_eq!(code, ExitCode::NotServing, "{out}");
+        assert!(out.starts_with(&format!("status       {}\n", ends[1])), "{out}");
+    }
     let timeout =
         Act::Status { watch: false, until: Some(ComputeStatus::Running), timeout: Some(Duration::ZERO) };
     let (code, _, err) = played(&["init"], None).run(timeout, false);
@@ -547,6 +562,84 @@ fn without_a_terminal_each_change_is_a_line() {
 }
 
 #[test]
+fn a_compute_that_goes_while_it_is_watched_was_meant_to_or_not() {
+    let watched = Act::Status { watch: true, until: None, timeout: None };
+    let waited_for = until(true, ComputeStatus::Empty);
+    for (statuses, act, exit) in [
+        (&["running", "gone"], watched.clone(), ExitCode::Failure),
+        (&["termination_pending_fast", "gone"], watched.clone(), ExitCode::Ok),
+        (&["termination_pending_immediate", "gone"], watched.clone(), ExitCode::Ok),
+        (&["terminated", "gone"], watched, ExitCode::Ok),
+        (&["running", "gone"], waited_for, ExitCode::NotServing),
+    ] {
+        let (code, out, err) = played(statuses, None).run(act, false);
+        assert_eq!((code, err.as_str()), (exit, ""), "{statuses:?}: {out}");
+        let last = statuses[0].replace('_', "-");
+        assert!(out.ends_with(&format!("  the compute has gone; it was {last}\n")), "{out}");
+    }
+}
+
+#[test]
+fn a_stream_that_ends_is_asked_for_again_from_where_it_was() {
+    let events = "event: gap\nid: 7\ndata: {\"lost\":1,\"after\":7}\n\n";
+    let fake = played(&["init", "init", "init", "running"], Some(events));
+    let (code, out, _) = fake.run(until(true, ComputeStatus::Running), false);
+    assert_eq!(code, ExitCode::Ok);
+    assert!(out.contains("\n(changes that are not kept any more)\n"), "{out}");
+    let streams: Vec<_> =
+        fake.requests().into_iter().map(|(_, path, ..)| path).filter(|path| path != "/status").collect();
+    assert_eq!(streams[..2], ["/events", "/events after 7"]);
+}
+
+#[test]
+fn who_watches_for_nobody_ends() {
+    struct Closed;
+    impl io::Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let fake = played(&["running"], None);
+    let compute = Compute::new(&format!("http://{}", fake.address), None).expect("an address");
+    let mut streams = Streams {
+        input: &mut io::empty(),
+        out: &mut Closed,
+        out_is_terminal: false,
+        err: &mut io::sink(),
+        err_is_terminal: false,
+    };
+    let act = Act::Status { watch: true, until: None, timeout: None };
+    assert_eq!(run(&RemoteOptions { compute, act, json: false }, &mut streams), ExitCode::Ok);
+}
+
+#[test]
+fn who_waits_is_told_what_the_compute_does() {
+    let (asked, wait) = std::sync::mpsc::channel();
+    let wait = Arc::new(Mutex::new(wait));
+    // The termination ends when somebody who was told what it is at asks again.
+    let fake = fake(move |path| match path {
+        "/status" => {
+            let _ = asked.send(());
+            answers(&status("termination_pending_fast"))
+        }
+        _ => {
+            tokio::task::block_in_place(|| {
+                let wait = wait.lock().expect("no test panics in it");
+                (0..2).for_each(|_| wait.recv().expect("somebody asks"));
+            });
+            answers(&json!({ "lsn": null }))
+        }
+    });
+    let (code, out, err) = fake.run(Act::Terminate { mode: Mode::Fast, if_idle: false }, false);
+    assert_eq!((code, out.as_str()), (ExitCode::Ok, "Postgres is down\n"), "{err}");
+    assert!(err.starts_with("terminating: termination-pending-fast (after "), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+}
+
+#[test]
 fn on_a_terminal_the_present_is_drawn_over_the_past() {
     let (code, out, _) =
         played(&["init", "running"], None).seen(until(true, ComputeStatus::Running), false, true);
@@ -555,6 +648,20 @@ fn on_a_terminal_the_present_is_drawn_over_the_past() {
     assert_eq!(frames.len(), 3, "{out:?}");
     assert!(frames[1].starts_with("init for ") && frames[1].ends_with("\x1b[3A"), "{out:?}");
     assert!(frames[2].starts_with("running for ") && frames[2].contains("init -> running"), "{out:?}");
+}
+
+#[test]
+fn an_address_is_that_and_nothing_else() {
+    for (url, fault) in [
+        ("ftp://x", "an http or https URL is needed"),
+        ("http://x/?token=hunter2", "query and fragment have no place in it"),
+        ("http://x/#hunter2", "query and fragment have no place in it"),
+        ("http://hunter2@x", "user and password have no place in it"),
+        ("http://user:hunter2@x", "user and password have no place in it"),
+    ] {
+        assert_eq!(Compute::new(url, None).expect_err("it is more than that"), fault, "{url}");
+    }
+    assert!(Compute::new("https://x:1/below", None).is_ok());
 }
 
 #[test]
