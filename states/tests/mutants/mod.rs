@@ -105,10 +105,10 @@ impl Subject for Mutant {
                 reaction = react(&mut self.machine, &fooled);
             }
             Wrong::Misremember(place) => {
-                let mut value = journalled(&self.machine);
-                let Some(fact) = value.pointer_mut(place) else { return reaction };
+                let journal = journalled(&self.machine);
+                let Some(fact) = journal.pointer(place) else { return reaction };
                 let Some(machine) = misremembered(fact).into_iter().find_map(|wrong| {
-                    let mut value = journalled(&self.machine);
+                    let mut value = journal.clone();
                     *value.pointer_mut(place).expect("it was there") = wrong;
                     read_back(value)
                 }) else {
@@ -206,12 +206,12 @@ pub fn facts(machine: &Machine) -> Vec<String> {
             _ => {}
         }
     }
+    let journal = journalled(machine);
     let mut facts = Vec::new();
-    walk(&journalled(machine), "", &mut facts);
+    walk(&journal, "", &mut facts);
     facts.retain(|place| {
-        let value = journalled(machine);
-        misremembered(value.pointer(place).expect("a fact")).into_iter().any(|wrong| {
-            let mut value = value.clone();
+        misremembered(journal.pointer(place).expect("a fact")).into_iter().any(|wrong| {
+            let mut value = journal.clone();
             *value.pointer_mut(place).expect("a fact") = wrong;
             read_back(value).is_some_and(|other| other != *machine)
         })
