@@ -10,6 +10,7 @@ use warp::path::FullPath;
 use warp::reply::{Reply, Response, with_status};
 
 use super::*;
+use crate::cli::streams::captured;
 use crate::control_plane;
 
 /// What was asked: method, path with query, token, body.
@@ -71,17 +72,7 @@ impl Fake {
     fn seen(&self, act: Act, json: bool, terminal: bool) -> (ExitCode, String, String) {
         let compute =
             Compute::new(&format!("http://{}", self.address), Some(Secret::new("t"))).expect("an address");
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut streams = Streams {
-            input: &mut io::empty(),
-            out: &mut out,
-            out_is_terminal: terminal,
-            err: &mut err,
-            err_is_terminal: terminal,
-        };
-        let exit = run(&RemoteOptions { compute, act, json }, &mut streams);
-        let text = |bytes| String::from_utf8(bytes).expect("it is text");
-        (exit, text(out), text(err))
+        captured(terminal, |streams| run(&RemoteOptions { compute, act, json }, streams))
     }
 }
 
@@ -258,15 +249,9 @@ fn a_compute_that_is_not_there_is_no_endless_wait() {
     let address = gone.address;
     drop(gone);
     let compute = Compute::new(&format!("http://{address}"), None).expect("an address");
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut streams = Streams {
-        input: &mut io::empty(),
-        out: &mut out,
-        out_is_terminal: false,
-        err: &mut err,
-        err_is_terminal: false,
-    };
     let act = Act::Status { watch: true, until: None, timeout: None };
-    assert_eq!(run(&RemoteOptions { compute, act, json: false }, &mut streams), ExitCode::Failure);
-    assert!(String::from_utf8_lossy(&err).contains("no answer from the compute at"), "{err:?}");
+    let options = RemoteOptions { compute, act, json: false };
+    let (code, _, err) = captured(false, |streams| run(&options, streams));
+    assert_eq!(code, ExitCode::Failure);
+    assert!(err.contains("no answer from the compute at"), "{err}");
 }
