@@ -45,6 +45,7 @@ pub fn man(dir: Option<&Path>, streams: &mut Streams<'_>) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::streams::captured;
 
     #[test]
     fn every_shell_gets_every_sub_command() {
@@ -61,17 +62,10 @@ mod tests {
     #[test]
     fn there_is_a_man_page_for_every_sub_command() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut streams = Streams {
-            input: &mut std::io::empty(),
-            out: &mut out,
-            out_is_terminal: false,
-            err: &mut err,
-            err_is_terminal: false,
-        };
-        assert_eq!(man(None, &mut streams), ExitCode::Ok);
-        assert_eq!(man(Some(dir.path()), &mut streams), ExitCode::Ok);
-        assert!(String::from_utf8_lossy(&out).contains(".TH compute_ctl"), "a man page");
+        let (code, out, _) = captured(false, |streams| man(None, streams));
+        assert_eq!(code, ExitCode::Ok);
+        assert!(out.contains(".TH compute_ctl"), "a man page");
+        assert_eq!(captured(false, |streams| man(Some(dir.path()), streams)).0, ExitCode::Ok);
         for command in Cli::command().get_subcommands() {
             let page = dir.path().join(format!("compute_ctl-{}.1", command.get_name()));
             assert!(page.is_file(), "{}", page.display());

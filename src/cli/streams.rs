@@ -28,6 +28,24 @@ impl Streams<'_> {
     }
 }
 
+/// What some work returns with nothing to read, and what it writes to its output and its error stream.
+#[cfg(test)]
+pub(super) fn captured<T>(
+    are_terminals: bool,
+    work: impl FnOnce(&mut Streams<'_>) -> T,
+) -> (T, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let returned = work(&mut Streams {
+        input: &mut io::empty(),
+        out: &mut out,
+        out_is_terminal: are_terminals,
+        err: &mut err,
+        err_is_terminal: are_terminals,
+    });
+    let text = |bytes| String::from_utf8(bytes).expect("it is text");
+    (returned, text(out), text(err))
+}
+
 impl std::fmt::Debug for Streams<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Streams").finish_non_exhaustive()

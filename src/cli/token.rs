@@ -170,21 +170,12 @@ fn base64url(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::streams::captured;
     use crate::http::Auth;
 
     fn run_on(key: &str, wanted: Wanted) -> (ExitCode, String, String) {
         let key = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keys").join(key);
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut streams = Streams {
-            input: &mut io::empty(),
-            out: &mut out,
-            out_is_terminal: false,
-            err: &mut err,
-            err_is_terminal: false,
-        };
-        let exit = run(&TokenOptions { key, wanted }, &mut streams);
-        let text = |bytes| String::from_utf8(bytes).expect("it is text");
-        (exit, text(out), text(err))
+        captured(false, |streams| run(&TokenOptions { key, wanted }, streams))
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use compute_states::{Cause, ComputeStatus, Exit, Machine, Policy, TerminateMode, Timer, Verdict};
 use serde_json::Value;
@@ -150,6 +151,36 @@ fn fate(corpus: &Corpus, cell: &Cell, wrong: &Wrong, oracles: [bool; 2], most: u
         }
     }
     Fate::Survived
+}
+
+/// What the table and what the invariants make of each mutant. None depends on another, so every core takes the next.
+fn fates(corpus: &Corpus, mutants: &[(&Cell, &Wrong)]) -> Vec<[Fate; 2]> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut fates = Vec::new();
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some((cell, wrong)) = mutants.get(place) else { return fates };
+            let by_table = fate(corpus, cell, wrong, [true, false], usize::MAX);
+            // Beside the table the invariants' share is only a figure, for which a few visits will do.
+            let most = if by_table == Fate::Caught { 3 } else { usize::MAX };
+            let by_invariants = match by_table {
+                Fate::NeverShown => Fate::NeverShown,
+                _ => fate(corpus, cell, wrong, [false, true], most),
+            };
+            fates.push((place, [by_table, by_invariants]));
+        }
+    };
+    let mut fates = std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("a mutant's panics are caught"))
+            .collect::<Vec<_>>()
+    });
+    fates.sort_by_key(|(place, _)| *place);
+    fates.into_iter().map(|(_, fates)| fates).collect()
 }
 
 /// Goes on by a plan: one answer to each kind of question, the same each time, until the process ends. Random ways
@@ -308,44 +339,41 @@ fn harmless(cell: &Cell, wrong: &Wrong) -> Option<&'static str> {
 #[test]
 fn the_oracles_notice_a_machine_that_is_wrong_in_one_cell() {
     let corpus = corpus();
+    let mutants: Vec<(&Cell, &Wrong)> =
+        corpus.ways.iter().flat_map(|(cell, ways)| ways.keys().map(move |wrong| (cell, wrong))).collect();
     std::panic::set_hook(Box::new(|_| {}));
+    let fates = fates(&corpus, &mutants);
+    let _ = std::panic::take_hook();
     let mut figures: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
     let mut survivors: BTreeMap<(String, Option<&str>), Vec<Cell>> = BTreeMap::new();
     let mut total = [0_usize; 4];
-    for (cell, ways) in &corpus.ways {
-        for wrong in ways.keys() {
-            let by_table = fate(&corpus, cell, wrong, [true, false], usize::MAX);
-            if by_table == Fate::NeverShown {
-                continue;
-            }
-            // Beside the table the invariants' share is only a figure, for which a few visits will do.
-            let most = if by_table == Fate::Caught { 3 } else { usize::MAX };
-            let by_invariants = fate(&corpus, cell, wrong, [false, true], most);
-            let caught = [by_table == Fate::Caught, by_invariants == Fate::Caught];
-            let name = match wrong {
-                Wrong::Swallow => "event swallowed",
-                Wrong::StayAsItWas => "nothing remembered, no move",
-                Wrong::Retarget(_) => "move to another status",
-                Wrong::Verdict(_) => "another verdict",
-                Wrong::Drop(_) => "effect forgotten",
-                Wrong::Repeat(_) => "effect repeated",
-                Wrong::Alter(..) => "effect with wrong data",
-                Wrong::Reverse => "effects in reverse order",
-                Wrong::AcceptStale => "outdated number accepted",
-                Wrong::Misremember(_) => "one fact remembered wrongly",
-            };
-            for row in [&mut total, figures.entry(name).or_default()] {
-                row[0] += 1;
-                row[1] += usize::from(caught[0] || caught[1]);
-                row[2] += usize::from(caught[0]);
-                row[3] += usize::from(caught[1]);
-            }
-            if !caught[0] && !caught[1] {
-                survivors.entry((format!("{wrong:?}"), harmless(cell, wrong))).or_default().push(*cell);
-            }
+    for ((cell, wrong), [by_table, by_invariants]) in mutants.into_iter().zip(fates) {
+        if by_table == Fate::NeverShown {
+            continue;
+        }
+        let caught = [by_table == Fate::Caught, by_invariants == Fate::Caught];
+        let name = match wrong {
+            Wrong::Swallow => "event swallowed",
+            Wrong::StayAsItWas => "nothing remembered, no move",
+            Wrong::Retarget(_) => "move to another status",
+            Wrong::Verdict(_) => "another verdict",
+            Wrong::Drop(_) => "effect forgotten",
+            Wrong::Repeat(_) => "effect repeated",
+            Wrong::Alter(..) => "effect with wrong data",
+            Wrong::Reverse => "effects in reverse order",
+            Wrong::AcceptStale => "outdated number accepted",
+            Wrong::Misremember(_) => "one fact remembered wrongly",
+        };
+        for row in [&mut total, figures.entry(name).or_default()] {
+            row[0] += 1;
+            row[1] += usize::from(caught[0] || caught[1]);
+            row[2] += usize::from(caught[0]);
+            row[3] += usize::from(caught[1]);
+        }
+        if !caught[0] && !caught[1] {
+            survivors.entry((format!("{wrong:?}"), harmless(cell, wrong))).or_default().push(*cell);
         }
     }
-    let _ = std::panic::take_hook();
 
     println!("{} steps, {} cells", corpus.steps, corpus.ways.len());
     println!("{:<30} {:>7} {:>7} {:>7} {:>11}", "mutants", "all", "caught", "table", "invariants");

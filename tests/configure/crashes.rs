@@ -5,10 +5,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::held::{at_rest, failed, succeeds, waits_for_a_lock};
+use crate::support::lock::LOCK;
 use crate::support::node::{Place, config};
-
-/// Holds up whoever changes roles.
-const LOCK: &str = "begin; lock table pg_catalog.pg_authid in share row exclusive mode";
 
 #[test]
 fn a_killed_session_fails_its_step_and_a_configure_waits_for_the_recovery() {

@@ -3,6 +3,7 @@
 use compute_ctl::limits;
 use serde_json::{Value, json};
 
+use crate::support::lock::LOCK;
 use crate::support::node::{Node, Place, Session, config, eventually};
 
 /// Sessions of the program's own which apply something.
@@ -85,7 +86,7 @@ fn a_lock_is_told_and_the_same_configure_succeeds_when_it_is_gone() {
     let mut spec = place.kept_spec();
     let node = at_rest(&place, &spec, &[]);
     spec["cluster"]["roles"] = json!([{ "name": "app" }]);
-    let locked = place.session("begin; lock table pg_catalog.pg_authid in share row exclusive mode");
+    let locked = place.session(LOCK);
     for _ in 0..2 {
         let error = fails(&node, &spec);
         assert_says(
@@ -200,7 +201,7 @@ fn a_terminate_does_not_wait_for_the_lock_a_configure_waits_for() {
     let mut spec = place.kept_spec();
     let node = at_rest(&place, &spec, &[]);
     spec["cluster"]["roles"] = json!([{ "name": "app" }]);
-    let _locked = place.session("begin; lock table pg_catalog.pg_authid in share row exclusive mode");
+    let _locked = place.session(LOCK);
     let configure = node.post_later("/configure", Some(&config(&spec)));
     waits_for_a_lock(&place);
     assert_eq!(node.status().unwrap()["status"], "configuration");

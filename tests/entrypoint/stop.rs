@@ -5,6 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::lock::{LOCK, waits_for_the_lock, with_a_role};
 use crate::support::node::{Node, Place, eventually};
 use crate::support::pg;
 use crate::support::processes::Process;
@@ -121,23 +122,6 @@ fn while_a_wrapped_postgres_serves() {
     node.terminate();
     assert_eq!(place.cluster_state(), "shut down");
 }
-
-fn with_a_role(place: &Place) -> Value {
-    let mut spec = place.spec();
-    spec["cluster"]["roles"] = json!([{ "name": "late" }]);
-    spec
-}
-
-fn waits_for_the_lock(place: &Place, node: &Node<'_>) {
-    node.wait("a session that waits for the lock", |_| {
-        // Before the server is ready nobody can ask.
-        let waiting = place.try_sql("postgres", "select count(*) from pg_locks where not granted");
-        waiting.is_ok_and(|count| count != "0").then_some(())
-    });
-}
-
-/// Keeps everybody from changing roles until the transaction ends.
-const LOCK: &str = "begin; lock table pg_authid in share row exclusive mode";
 
 #[test]
 fn while_a_configuration_waits_for_a_lock() {

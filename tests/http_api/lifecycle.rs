@@ -312,10 +312,11 @@ async fn an_answer_under_way_leaves_before_the_servers_go() {
     tokio::spawn(connection);
     let request = hyper::Request::get("http://localhost/openapi.json").body(String::new());
     let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
-    let shutdown = node.shutdown.clone();
-    let stops = tokio::spawn(node.stop());
-    shutdown.cancelled().await;
-    // Time enough for servers that do not wait.
+    node.engine.report(Event::StopSignalled).await;
+    let Node { mut servers, ended, .. } = node;
+    ended.await.expect("the engine does not panic");
+    let stops = tokio::spawn(async move { servers.end().await });
+    // Time enough to be told, and for servers that do not wait to be gone.
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }

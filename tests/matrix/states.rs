@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::lock::{LOCK, waits_for_the_lock, with_a_role};
 use crate::support::node::{Node, Place, config, eventually};
 use crate::support::pg;
 use crate::support::processes::Process;
@@ -83,9 +84,6 @@ pub(crate) const STATES: [State; 12] = [
     },
 ];
 
-/// Keeps everybody from changing roles until the transaction ends.
-const LOCK: &str = "begin; lock table pg_authid in share row exclusive mode";
-
 fn nothing() -> Hold {
     Box::new(())
 }
@@ -128,18 +126,6 @@ fn running(place: &Place) -> (Node<'_>, Hold) {
     let node = place.start(&[]);
     node.wait_status("running");
     (node, nothing())
-}
-
-fn with_a_role(place: &Place) -> Value {
-    let mut spec = place.spec();
-    spec["cluster"]["roles"] = json!([{ "name": "late" }]);
-    spec
-}
-
-fn waits_for_the_lock(place: &Place, node: &Node<'_>) {
-    node.wait("a session that waits for the lock", |_| {
-        (place.sql("select count(*) from pg_locks where not granted") != "0").then_some(())
-    });
 }
 
 fn configuration(place: &Place) -> (Node<'_>, Hold) {

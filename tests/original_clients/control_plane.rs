@@ -5,6 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::lock::LOCK;
 use crate::support::node::{Node, Place};
 use crate::{Answer, admin_token, ask, compute_token, document, is_a_status, outside, write_down};
 
@@ -141,7 +142,7 @@ fn a_refresh_is_not_taken_while_a_spec_is_applied() {
     start_loop(&place, &node);
     let mut spec = place.kept_spec();
     spec["cluster"]["roles"] = json!([{ "name": "late" }]);
-    let lock = place.session("begin; lock table pg_authid in share row exclusive mode");
+    let lock = place.session(LOCK);
     let configure = node.post_later("/configure", Some(&document(&spec)));
     node.wait_status("configuration");
     // Anything but 200 lets the backend cancel what holds the lock.

@@ -164,11 +164,11 @@ pub(crate) async fn patiently<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("this hangs")
 }
 
-/// Returns once the condition holds.
+/// Returns once the condition holds. Looks now and then, as looking takes time away from what is awaited.
 pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
     patiently(async {
         while !condition() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
     .await;

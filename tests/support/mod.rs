@@ -7,6 +7,7 @@ pub(crate) mod control_plane;
 pub(crate) mod cut;
 pub(crate) mod files;
 pub(crate) mod lab;
+pub(crate) mod lock;
 pub(crate) mod names;
 pub(crate) mod node;
 pub(crate) mod oracle;

@@ -13,6 +13,7 @@ use warp::path::FullPath;
 use warp::reply::{Reply, Response, with_status};
 
 use super::*;
+use crate::cli::streams::captured;
 use crate::control_plane;
 
 /// What was asked: method, path with query and the last event that is known, token, body.
@@ -91,23 +92,8 @@ impl Fake {
 
     fn seen(&self, act: Act, json: bool, terminal: bool) -> (ExitCode, String, String) {
         let compute = self.compute();
-        shown(terminal, |streams| run(&RemoteOptions { compute, act, json }, streams))
+        captured(terminal, |streams| run(&RemoteOptions { compute, act, json }, streams))
     }
-}
-
-/// What comes of it, and what it prints.
-fn shown<T>(terminal: bool, act: impl FnOnce(&mut Streams<'_>) -> T) -> (T, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut streams = Streams {
-        input: &mut io::empty(),
-        out: &mut out,
-        out_is_terminal: terminal,
-        err: &mut err,
-        err_is_terminal: terminal,
-    };
-    let done = act(&mut streams);
-    let text = |bytes| String::from_utf8(bytes).expect("it is text");
-    (done, text(out), text(err))
 }
 
 /// Just a code.
@@ -217,7 +203,7 @@ fn an_empty_variable_is_an_unset_one() {
         let var = environment("", variable);
         let compute = made(Some(&url), given, &var).expect("an address");
         let options = RemoteOptions { compute, act: STATUS, json: false };
-        assert_eq!(shown(false, |streams| run(&options, streams)).0, ExitCode::Ok);
+        assert_eq!(captured(false, |streams| run(&options, streams)).0, ExitCode::Ok);
         assert_eq!(fake.requests().last().expect("it was asked").2, sent, "{given:?}, {variable:?}");
     }
     // One that was written is meant: another compute must not take its place.
@@ -475,7 +461,7 @@ fn a_compute_that_goes_has_told_its_last_or_not() {
         });
         let compute = Compute::new(&format!("http://{address}"), None).expect("an address");
         let act = Act::Status { watch: false, until: Some(ComputeStatus::Terminated), timeout: Some(BOUND) };
-        shown(false, |streams| run(&RemoteOptions { compute, act, json: false }, streams))
+        captured(false, |streams| run(&RemoteOptions { compute, act, json: false }, streams))
     };
     let told = last(r#"{"from":"termination_pending_immediate","to":"terminated","time":"T","lasted_ms":1}"#);
     let line = "T  termination-pending-immediate -> terminated after 0.0 s\n";
@@ -520,7 +506,7 @@ fn progress_has_the_words_of_a_compute_that_waits_for_its_spec() {
         looked.notified().await;
         looked.notified().await;
     };
-    let ((), _, err) = shown(false, |streams| {
+    let ((), _, err) = captured(false, |streams| {
         runtime.block_on(waiting::with_progress(&compute, "configuring", answer, streams));
     });
     assert!(err.starts_with("configuring: the spec is being waited for (after 1."), "{err}");
@@ -535,7 +521,7 @@ fn a_compute_that_takes_requests_and_answers_none_is_told() {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
     let wanted = watch::Wanted { draw: true, until: None, json: false };
-    let (told, ..) = shown(false, |streams| {
+    let (told, ..) = captured(false, |streams| {
         runtime.block_on(async {
             tokio::time::timeout(BOUND, watch::watch(&compute, wanted, None, streams)).await
         })
@@ -671,7 +657,8 @@ fn a_compute_that_is_not_there_is_no_endless_wait() {
     drop(gone);
     let compute = Compute::new(&format!("http://{address}"), None).expect("an address");
     let act = Act::Status { watch: true, until: None, timeout: None };
-    let (exit, _, err) = shown(false, |streams| run(&RemoteOptions { compute, act, json: false }, streams));
+    let (exit, _, err) =
+        captured(false, |streams| run(&RemoteOptions { compute, act, json: false }, streams));
     assert_eq!(exit, ExitCode::Failure);
     assert!(err.contains("no answer from the compute at"), "{err:?}");
 }

@@ -7,6 +7,7 @@ use compute_states::{
     Cause, ComputeStatus, Effect, EffectKind, Epoch, Event, EventKind, Exit, ExitReason, Lsn, Machine,
     Policy, Refusal, Reply, RequestId, Revision, StopMode, TerminationResult, Timer, Verdict,
 };
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::harness::{Reaction, Subject, react};
@@ -77,7 +78,7 @@ impl Subject for Mutant {
                 let state = self.elsewhere.clone().expect("a state to move to");
                 let mut value = journalled(&self.machine);
                 value["state"] = state;
-                let Some(machine) = read_back(value) else { return reaction };
+                let Some(machine) = read_back(&value) else { return reaction };
                 self.machine = machine;
             }
             Wrong::Verdict(verdict) => reaction.verdict = *verdict,
@@ -105,12 +106,11 @@ impl Subject for Mutant {
                 reaction = react(&mut self.machine, &fooled);
             }
             Wrong::Misremember(place) => {
-                let mut value = journalled(&self.machine);
-                let Some(fact) = value.pointer_mut(place) else { return reaction };
+                let mut journal = journalled(&self.machine);
+                let Some(fact) = journal.pointer(place) else { return reaction };
                 let Some(machine) = misremembered(fact).into_iter().find_map(|wrong| {
-                    let mut value = journalled(&self.machine);
-                    *value.pointer_mut(place).expect("it was there") = wrong;
-                    read_back(value)
+                    *journal.pointer_mut(place).expect("it was there") = wrong;
+                    read_back(&journal)
                 }) else {
                     return reaction;
                 };
@@ -127,8 +127,8 @@ pub fn journalled(machine: &Machine) -> Value {
     serde_json::to_value(machine).expect("a machine can be journalled")
 }
 
-fn read_back(value: Value) -> Option<Machine> {
-    serde_json::from_value(value).ok()
+fn read_back(value: &Value) -> Option<Machine> {
+    Machine::deserialize(value).ok()
 }
 
 /// The event as a machine that checks no numbers would understand it: with a number it is waiting for.
@@ -206,15 +206,17 @@ pub fn facts(machine: &Machine) -> Vec<String> {
             _ => {}
         }
     }
+    let mut journal = journalled(machine);
     let mut facts = Vec::new();
-    walk(&journalled(machine), "", &mut facts);
+    walk(&journal, "", &mut facts);
     facts.retain(|place| {
-        let value = journalled(machine);
-        misremembered(value.pointer(place).expect("a fact")).into_iter().any(|wrong| {
-            let mut value = value.clone();
-            *value.pointer_mut(place).expect("a fact") = wrong;
-            read_back(value).is_some_and(|other| other != *machine)
-        })
+        let fact = journal.pointer(place).expect("a fact").clone();
+        let is_one = misremembered(&fact).into_iter().any(|wrong| {
+            *journal.pointer_mut(place).expect("a fact") = wrong;
+            read_back(&journal).is_some_and(|other| other != *machine)
+        });
+        *journal.pointer_mut(place).expect("a fact") = fact;
+        is_one
     });
     facts
 }
