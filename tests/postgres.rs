@@ -584,3 +584,33 @@ async fn behind_a_shut_door_nobody_comes_in() {
     assert!(matches!(door.shut(), Err(DoorError::Gone)));
     assert!(matches!(postmaster.sweep(PATIENCE).await, SweepOutcome::Clean { .. }));
 }
+
+/// Stopped in the midst of anything but its wait, a postmaster may be letting somebody in.
+#[tokio::test]
+async fn the_door_is_shut_only_while_the_postmaster_waits() {
+    let lab = Lab::new().await;
+    let pgdata = lab.cluster("data").await;
+    let (postmaster, mut facts) = lab.spawn(&pgdata);
+    assert_eq!(next(&mut facts).await, Some(Fact::Ready));
+    let door = postmaster.door();
+    until(|| door.shut().unwrap().is_some()).await;
+    // Whoever reads it waits for somebody who writes.
+    let (included, empty) = (pgdata.path().join("included.conf"), pgdata.path().join("empty.conf"));
+    fifo(&included);
+    fs::write(&empty, "").unwrap();
+    let conf = pgdata.path().join("postgresql.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    fs::write(&conf, format!("{text}\ninclude 'included.conf'\n")).unwrap();
+    assert!(postmaster.reload());
+    until(|| door.shut().unwrap().is_none()).await;
+    let path = included.clone();
+    let writes = tokio::task::spawn_blocking(move || fs::OpenOptions::new().write(true).open(path));
+    let writer = patiently(writes).await.unwrap().unwrap();
+    // The other processes read it after the postmaster, and nobody writes for them.
+    fs::rename(&empty, &included).unwrap();
+    drop(writer);
+    until(|| door.shut().unwrap().is_some()).await;
+    assert!(postmaster.signal(StopMode::Fast));
+    let Some(Fact::Exited(status)) = next(&mut facts).await else { panic!("no exit") };
+    assert_eq!(status.code(), Some(0));
+}
