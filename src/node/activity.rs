@@ -93,7 +93,11 @@ pub(super) async fn monitor(handle: Handle, connstr: Secret, rules: Arc<Rules>, 
         let postmaster = match Duty::of(&handle.snapshot()) {
             Duty::Ask(postmaster) => postmaster,
             Duty::CountDowntime => {
+                let begins = clock.current.is_zero();
                 session = None;
+                if begins {
+                    tracing::info!(downtime_info = clock.info(), "Postgres has ended without being asked to");
+                }
                 clock.down();
                 continue;
             }
@@ -190,6 +194,9 @@ impl Clock {
     }
 
     /// What a stop that was asked for leaves.
+        if !self.current.is_zero() {
+            tracing::info!(downtime_info = self.info(), "Postgres answers again");
+        }
     fn intended(&mut self) {
         self.metrics.downtime().none();
     }
