@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::Instrument;
 
 use crate::activity::look::Prepared;
-use crate::activity::{Activity, Judge, Look, Rules};
+use crate::activity::{Judge, Look, Rules};
 use crate::catalog::{self, ConnectError, Connection, ConnectionSettings, Profile};
 use crate::engine::{Handle, Snapshot};
 use crate::limits;
@@ -90,8 +90,7 @@ async fn run(handle: Handle, connstr: Secret, rules: Arc<Rules>, metrics: Arc<Me
         return;
     }
     let mut clock = Clock::new(metrics);
-    let mut judge = Judge::default();
-    let mut told = Activity::default();
+    let mut judges = Judges::default();
     let mut session = None;
     let mut rounds = interval(limits::ACTIVITY_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,7 +100,11 @@ async fn run(handle: Handle, connstr: Secret, rules: Arc<Rules>, metrics: Arc<Me
             Duty::Ask(postmaster) => postmaster,
             Duty::CountDowntime => {
                 session = None;
+                let begins = clock.current.is_zero();
                 clock.down();
+                if begins {
+                    tracing::info!(downtime_info = clock.info(), "Postgres has ended without being asked to");
+                }
                 continue;
             }
             Duty::End => return clock.intended(),
@@ -111,13 +114,14 @@ async fn run(handle: Handle, connstr: Secret, rules: Arc<Rules>, metrics: Arc<Me
         match round(&mut session, &settings, postmaster, &rules).instrument(check).await {
             Ok(look) => {
                 clock.up();
-                let seen = judge.judge(&look, Timestamp::now(), &rules);
-                // Idleness is news once; work is news each time, because it moves `last_active`.
-                let news = seen.newest.map(|newest| newest.at) > handle.snapshot().last_active;
-                if news || seen.activity != told || handle.snapshot().activity.is_none() {
+                let seen = judges.of(postmaster).judge(&look, Timestamp::now(), &rules);
+                // Idleness is news once; work is news each time, because it moves `last_active`. Compared with what is
+                // published: others publish what they see, and what was observed may have been lost.
+                let published = handle.snapshot();
+                let news = seen.newest.map(|newest| newest.at) > published.last_active;
+                if news || published.activity != Some(seen.activity) {
                     handle.observe(postmaster, seen);
                 }
-                told = seen.activity;
             }
             Err(error) => {
                 session = None;
@@ -169,6 +173,18 @@ async fn round(
     Ok(look)
 }
 
+/// One judge for each Postgres, of which there is one at a time. Each counts from zero, so its first look is compared
+/// with nothing: a crash has lost the statistics, and that is no work of anybody's.
+#[derive(Debug, Default)]
+struct Judges(Option<(Epoch, Judge)>);
+
+impl Judges {
+    fn of(&mut self, postmaster: Epoch) -> &mut Judge {
+        let known = self.0.take().filter(|(of, _)| *of == postmaster);
+        &mut self.0.insert(known.unwrap_or((postmaster, Judge::default()))).1
+    }
+}
+
 /// What is known of how long Postgres was not there.
 struct Clock {
     metrics: Arc<Metrics>,
@@ -187,6 +203,9 @@ impl Clock {
     }
 
     fn up(&mut self) {
+        if !self.current.is_zero() {
+            tracing::info!(downtime_info = self.info(), "Postgres answers again");
+        }
         *self = Clock::new(self.metrics.clone());
         self.metrics.downtime().none();
     }
@@ -218,6 +237,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::activity::{Activity, Statistics};
 
     #[tokio::test(start_paused = true)]
     async fn each_moment_of_downtime_is_counted_once() {
@@ -245,5 +265,19 @@ mod tests {
         assert_eq!((current(), metrics.downtime().total_ms()), (Some(1000.0), 4000));
         clock.intended();
         assert_eq!((current(), metrics.downtime().total_ms()), (Some(0.0), 4000));
+    }
+
+    #[test]
+    fn a_restart_after_a_crash_moves_no_statistics() {
+        let mut judges = Judges::default();
+        let mut moved = |postmaster, sessions| {
+            let statistics = Some(Statistics { active_time: Some(1.0), sessions: Some(sessions) });
+            let activity = Activity::default();
+            let look = Look { activity, idle_since: None, statistics, pids: Vec::new() };
+            let seen = judges.of(Epoch(postmaster)).judge(&look, Timestamp::now(), &Rules::default());
+            seen.activity.statistics_moved
+        };
+        assert_eq!([moved(1, 7), moved(1, 7), moved(1, 8)], [None, Some(false), Some(true)]);
+        assert_eq!([moved(2, 0), moved(2, 0), moved(2, 1)], [None, Some(false), Some(true)]);
     }
 }

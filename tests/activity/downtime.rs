@@ -102,6 +102,12 @@ fn a_crash_is_downtime_and_the_monitor_goes_on_after_it() {
     });
     eventually("no downtime any more", || (current(&place) == Some(0.0)).then_some(()));
     assert!(total(&place) > Some(0.0));
+    // Whatever noticed it first tells of its beginning: the session, a round in it, or the end of the server.
+    node.wait_log("Postgres answers again");
+    let log = node.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("downtime_info=\"total_ms: ")).collect();
+    let (ended, begun) = told.split_last().expect("it is told");
+    assert!(ended.contains("Postgres answers again") && !begun.is_empty(), "{log}");
     // What was seen before the crash was seen.
     assert_eq!(last_active(&node), active);
     drop(alice);

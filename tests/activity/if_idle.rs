@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::node::{Node, Place, eventually};
 use crate::support::processes::Process;
-use crate::{Alice, quiet, started};
+use crate::{Alice, quiet, seen, started};
 
 const IF_IDLE: &str = "/terminate?mode=immediate&if_idle=true";
 
@@ -60,6 +60,28 @@ fn a_client_that_is_logging_in_is_spared() {
     stranger.write_all(&[0, 0, 0, 41]).unwrap();
     arriving(&node);
     drop(stranger);
+    // What the check has seen does not stay: the next look of the monitor tells what there is.
+    seen(&node, "nobody", |activity| activity["sessions"]["arriving"] == 0);
+    assert_eq!(until_idle(&node).0, 200);
+}
+
+/// What is there besides whoever arrives is told as well.
+#[test]
+fn a_refusal_tells_everything_that_was_seen() {
+    let place = Place::new();
+    let node = started(&place, &quiet(&place, &[]), &["--idle-ignores", "idle-sessions"]);
+    let alice = Alice::connect(place.postgres).unwrap();
+    alice.run("select 1").unwrap();
+    let stranger = TcpStream::connect((Ipv4Addr::LOCALHOST, place.postgres)).unwrap();
+    let body = node.wait("a client that is logging in", |node| {
+        let (code, body) = node.post(IF_IDLE, None);
+        assert_eq!(code, 409, "{body}");
+        body.contains("the compute is not idle: 1 arriving session\"").then_some(body)
+    });
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let sessions = &body["activity"]["sessions"];
+    assert_eq!((&sessions["idle"], &sessions["arriving"]), (&1.into(), &1.into()), "{body}");
+    drop((alice, stranger));
     assert_eq!(until_idle(&node).0, 200);
 }
 

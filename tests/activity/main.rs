@@ -31,6 +31,8 @@ fn started<'a>(place: &'a Place, spec: &Value, flags: &[&str]) -> Node<'a> {
     place.configure(spec);
     let node = place.start(flags);
     node.wait_status("running");
+    // What is made here is new to the monitor, and not what it begins with.
+    seen(&node, "a first look", Value::is_object);
     place.sql("create role alice login password 'secret'");
     place.sql("create database app");
     place.sql("create database copy");

@@ -58,7 +58,7 @@ impl Parts {
         if let Some(busy) = self.busy(judge.judge(&look, Timestamp::now(), &self.rules)) {
             return Ok(busy);
         }
-        let mut untold = 0;
+        let mut last = Activity::default();
         for _ in 0..limits::IDLE_LOOKS {
             let door = door.clone();
             let Some(shut) = blocking(move || door.shut()).await?? else { continue };
@@ -76,11 +76,10 @@ impl Parts {
             if counted == 0 {
                 return Ok(Done::Idle { seen, hold: Hold::new(shut) });
             }
-            untold = counted;
+            let arriving_sessions = u32::try_from(counted).unwrap_or(u32::MAX);
+            last = Activity { arriving_sessions, ..seen.activity };
         }
-        let arriving = u32::try_from(untold).unwrap_or(u32::MAX);
-        let activity = Activity { arriving_sessions: arriving, ..Activity::default() };
-        self.busy(Seen { activity, newest: None }).ok_or(LookError::NeverStill)
+        self.busy(Seen { activity: last, newest: None }).ok_or(LookError::NeverStill)
     }
 
     /// What is at work, in words, if anything is.
