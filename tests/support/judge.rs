@@ -107,6 +107,10 @@ impl Script {
                 }
             }
         });
+        // Observations are all that a journal leaves out, and it numbers them.
+        if recording.entries.windows(2).any(|pair| pair[1].seq != pair[0].seq + 1) {
+            self.seen.note(compute_states::EventKind::ActivityObserved.name());
+        }
         match replayed {
             Ok(machine) if machine.status() != last => {
                 self.world.broken(format!("{last} is published at the end, in {}", machine.status()));
