@@ -11,8 +11,8 @@ use crate::catalog::Connection;
 ///
 /// Sessions of the superuser by whom we connect are this program's and its operator's, and a walproposer is part of the
 /// server. A session without a state has not begun; nor has one that is `starting`, as PostgreSQL 18 shows whoever is
-/// only logging in, so early that neither role nor database nor name is known. Times are asked for as microseconds of the Unix epoch, which no
-/// setting of the session shifts. The search path is empty, so every operator is the system's.
+/// only logging in, so early that neither role nor database nor name is known. Times are asked for as microseconds of
+/// the Unix epoch, which no setting of the session shifts. The search path is empty, so every operator is the system's.
 ///
 /// Walsenders are counted as sessions are, from the moment the server knows them: `pg_stat_replication` shows one
 /// only some steps later.

@@ -9,7 +9,7 @@ use compute_states::ComputeStatus;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use warp::http::StatusCode;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::reply::{Reply, Response};
@@ -114,12 +114,8 @@ pub(in crate::http) fn too_many_watchers() -> Problem {
 
 /// The answer of `GET /events`: the present status, then what follows the transition `after` (by default the
 /// newest) until the loop ends.
-pub(in crate::http) fn events(
-    histories: watch::Receiver<Arc<History>>,
-    after: Option<u64>,
-    place: OwnedSemaphorePermit,
-) -> Response {
-    let watcher = Watcher { histories, seen: None, after, _place: place };
+pub(in crate::http) fn events(feed: Feed, after: Option<u64>, place: OwnedSemaphorePermit) -> Response {
+    let watcher = Watcher { feed, seen: None, after, _place: place };
     let pieces = stream::unfold(watcher, async |mut watcher| {
         let piece = watcher.next().await?;
         Some((Ok::<_, Infallible>(piece), watcher))
@@ -129,10 +125,38 @@ pub(in crate::http) fn events(
     uncached(response)
 }
 
+/// Where watchers look, and what wakes them. The loop wakes one task, however many they are, which wakes them all a little
+/// later: what follows upon each other is one packet for each.
+#[derive(Clone)]
+pub(in crate::http) struct Feed {
+    histories: watch::Receiver<Arc<History>>,
+    news: watch::Receiver<()>,
+}
+
+impl Feed {
+    /// Of what is published here, until nobody publishes any more.
+    pub(in crate::http) fn of(histories: watch::Receiver<Arc<History>>) -> Self {
+        let (wake, news) = watch::channel(());
+        let mut published = histories.clone();
+        tokio::spawn(async move {
+            while published.changed().await.is_ok() {
+                sleep(limits::EVENTS_GATHERED).await;
+                published.mark_unchanged();
+                wake.send_replace(());
+            }
+        });
+        Feed { histories, news }
+    }
+
+    fn history(&self) -> Arc<History> {
+        self.histories.borrow().clone()
+    }
+}
+
 /// One who is sent events. What it has not read yet is in the history and nowhere else, so one that does not read
 /// costs no more than one that does.
 struct Watcher {
-    histories: watch::Receiver<Arc<History>>,
+    feed: Feed,
     /// The number of the transition that was sent last, once the status was sent.
     seen: Option<u64>,
     after: Option<u64>,
@@ -143,14 +167,13 @@ struct Watcher {
 impl Watcher {
     async fn next(&mut self) -> Option<Bytes> {
         let Some(seen) = self.seen else {
-            let history = self.histories.borrow_and_update().clone();
+            let history = self.feed.history();
             let after = self.after.unwrap_or(history.last());
             self.seen = Some(after);
             return Some(event("state", after, &Present::of(&history)));
         };
         loop {
-            let next = self.histories.borrow_and_update().after(seen);
-            match next {
+            match self.feed.history().after(seen) {
                 Some(Next::Transition(transition)) => {
                     self.seen = Some(transition.seq);
                     return Some(transition.rendered(|transition| {
@@ -163,7 +186,7 @@ impl Watcher {
                 }
                 None => {}
             }
-            match timeout(limits::EVENTS_HEARTBEAT, self.histories.changed()).await {
+            match timeout(limits::EVENTS_HEARTBEAT, self.feed.news.changed()).await {
                 Ok(Ok(())) => {}
                 // The loop has ended, and everything was sent.
                 Ok(Err(_)) => return None,
@@ -273,7 +296,7 @@ mod tests {
 
     fn watcher(recorder: &Recorder) -> Watcher {
         let place = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("it is free");
-        Watcher { histories: recorder.watch(), seen: None, after: None, _place: place }
+        Watcher { feed: Feed::of(recorder.watch()), seen: None, after: None, _place: place }
     }
 
     async fn next(watcher: &mut Watcher) -> String {
@@ -284,8 +307,9 @@ mod tests {
     #[tokio::test]
     async fn one_that_does_not_read_finds_a_gap_and_then_what_is_kept() {
         let recorder = Recorder::new(ComputeStatus::Empty);
-        push(&recorder, 1);
         let mut watcher = watcher(&recorder);
+        // What has been published is seen at once: whoever was answered finds what the answer says.
+        push(&recorder, 1);
         assert!(next(&mut watcher).await.starts_with("id: 1\nevent: state\n"));
         push(&recorder, 1);
         assert!(next(&mut watcher).await.starts_with("id: 2\nevent: transition\n"));

@@ -3,14 +3,11 @@
 //! All of them read what the loop has published; none enters its queue.
 
 use serde::Deserialize;
-use tokio::sync::watch;
-use tokio::time::sleep;
 use warp::http::HeaderMap;
 
 use super::{Handled, Request, Work, asked, query};
 use crate::engine::Handle;
 use crate::http::response::{Problem, live as response, page as shell};
-use crate::limits;
 
 /// The position of a watcher that comes back, as browsers and other clients of such streams send it.
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -30,23 +27,14 @@ pub(super) async fn graph(Request { shared, .. }: Request) -> Handled {
     Ok(response::graph(&shared.context.engine.history()))
 }
 
-/// Answers with the events of what the engine has published, which all watchers are told at once and a little later:
-/// the loop wakes one task, however many they are, and what follows upon each other is one packet for each.
 pub(super) fn events(engine: &Handle) -> Work {
-    let mut published = engine.watch_history();
-    let (gathered, histories) = watch::channel(published.borrow_and_update().clone());
-    tokio::spawn(async move {
-        while published.changed().await.is_ok() {
-            sleep(limits::EVENTS_GATHERED).await;
-            gathered.send_replace(published.borrow_and_update().clone());
-        }
-    });
+    let feed = response::Feed::of(engine.watch_history());
     asked(move |request: Request| {
-        let histories = histories.clone();
+        let feed = feed.clone();
         async move {
             let after = position(&request.headers, request.query.as_deref())?;
             let seat = request.seat().ok_or_else(response::too_many_watchers)?;
-            Ok(response::events(histories, after, seat))
+            Ok(response::events(feed, after, seat))
         }
     })
 }
