@@ -48,7 +48,7 @@ pub enum ServeError {
     Runtime(#[source] io::Error),
 }
 
-/// Both servers. They answer from the moment they exist: first as [`opening`] tells, then what there is to ask for.
+/// Both servers. They answer from the moment they exist: probes first, and what there is to ask for when there is something.
 pub struct Servers {
     external: (SocketAddr, Arc<Opening>),
     internal: (Vec<SocketAddr>, Arc<Opening>),
