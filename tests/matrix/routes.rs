@@ -73,7 +73,7 @@ const fn other(method: &'static str, path: &'static str) -> Route {
 }
 
 /// All of them. Those that may end what holds a state come last.
-pub(crate) const ROUTES: [Route; 38] = [
+pub(crate) const ROUTES: [Route; 43] = [
     reads("/livez"),
     reads("/readyz"),
     reads("/startupz"),
@@ -103,13 +103,18 @@ pub(crate) const ROUTES: [Route; 38] = [
     Route { external: false, ..reads("/status") },
     Route { external: false, ..reads("/openapi.json") },
     Route { external: false, ..reads("/livez") },
+    Route { external: false, ..reads("/readyz") },
+    Route { external: false, ..reads("/startupz") },
+    Route { external: false, ..other("POST", "/failpoints") },
     inside("/extensions", Body::Extension),
     inside("/grants", Body::Grant),
     inside("/extension_server/postgis", Body::Nothing),
     Route { external: false, ..reads("/grants") },
     works("/promote", Body::Promotion),
     Route { moves: true, quotes_postgres: false, ..inside("/refresh_configuration", Body::Nothing) },
+    Route { moves: true, ..other("POST", "/refresh_configuration") },
     works("/configure", Body::Config),
+    works("/terminate?if_idle=true", Body::Nothing),
     works("/terminate", Body::Nothing),
     works("/terminate?mode=immediate", Body::Nothing),
 ];
