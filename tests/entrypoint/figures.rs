@@ -164,7 +164,8 @@ fn the_figures_of_the_start_agree_with_its_phases_and_stay() {
 fn a_statement_on_the_catalog_that_postgres_cancels_is_counted() {
     let place = Place::new();
     place.configure(&place.spec());
-    let node = place.start(&[]);
+    // In this mode only, as in the original.
+    let node = place.start(&["--lakebase-mode", "true"]);
     node.wait_status("running");
     assert!(scrape(&node).contains("pg_cctl_configure_statement_timeout_errors_total 0\n"));
     let lock = place.session("begin; lock table pg_authid in share row exclusive mode");

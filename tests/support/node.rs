@@ -419,9 +419,12 @@ impl Node<'_> {
         self.wait(&format!("{text:?} in the log"), |node| node.log().contains(text).then_some(()));
     }
 
-    /// The body of `GET /status`; `None` while nobody answers.
+    /// The body of `GET /status`; `None` while nobody answers, or there is nothing to tell of yet.
     pub(crate) fn status(&self) -> Option<Value> {
         let (code, body) = self.request("GET", "/status", None).ok()?;
+        if code == 503 && body.contains("only starting") {
+            return None;
+        }
         assert_eq!(code, 200, "{body}");
         Some(serde_json::from_str(&body).expect("the status is JSON"))
     }

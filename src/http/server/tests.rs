@@ -62,6 +62,9 @@ fn a_port_in_use_is_named_with_its_server() {
 /// More than the kernel keeps for a client that does not read.
 const LARGE: usize = 32 << 20;
 
+/// Some pieces, which are taken one by one.
+const PIECES: usize = 4 * limits::HTTP_PIECE;
+
 /// A server with so many places. A request for `/held` waits for a permit of the gate.
 async fn serving(places: usize, gate: &Arc<Semaphore>) -> SocketAddr {
     let (address, opening) = opened(places, &CancellationToken::new()).await;
@@ -90,6 +93,7 @@ fn routes(gate: &Arc<Semaphore>) -> opening::Routes {
                     "held".into_response()
                 }
                 "/large" => vec![b'x'; LARGE].into_response(),
+                "/pieces" => vec![b'x'; PIECES].into_response(),
                 _ => "quick".into_response(),
             }
         }
@@ -181,31 +185,38 @@ async fn nobody_loses_an_answer_to_those_who_come_later() {
 async fn who_has_to_leave_is_given_the_rest_of_its_answer() {
     let opening = Opening::new(&CancellationToken::new());
     opening.serve(routes(&shut()));
-    let (address, house) = {
-        let server = Server::new(opening, 1);
-        let house = server.house.clone();
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
-        tokio::spawn(accept_all(vec![(listener, server)], CancellationToken::new()));
-        (address, house)
+    let server = Server::new(opening, 1);
+    let house = server.house.clone();
+    // With less room in the kernel than a piece needs, the last one is handed over long before it is sent.
+    let small = || {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_send_buffer_size(4096).expect("it can be small");
+        socket.set_recv_buffer_size(4096).expect("it can be small");
+        socket
     };
-    let mut reader = Client::new(address).await;
-    reader.send("/large").await;
-    // It takes little by little, until the server has handed over everything and still has to send some of it.
-    let mut piece = vec![0; 4096];
+    let socket = small();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("some port is free");
+    let listener = socket.listen(8).expect("it can listen");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(accept_all(vec![(listener, server)], CancellationToken::new()));
+
+    let mut reader = Client(small().connect(address).await.expect("it listens"));
+    reader.send("/pieces").await;
+    let mut piece = vec![0; 1024];
     let mut read = reader.0.read(&mut piece).await.expect("it is answered");
-    while read < LARGE && !house.is_somebody_idle() {
+    while read < PIECES && !house.is_somebody_idle() {
         read += reader.0.read(&mut piece).await.expect("it is answered");
         tokio::task::yield_now().await;
     }
     let mut later = Client::new(address).await;
     later.send("/quick").await;
-    while house.is_somebody_idle() {
+    // Time enough for it to be asked to leave, which it cannot before it has everything.
+    for _ in 0..100 {
         tokio::task::yield_now().await;
     }
     let mut rest = Vec::new();
     reader.0.read_to_end(&mut rest).await.expect("an orderly end");
-    assert!(read + rest.len() > LARGE, "{} bytes came of {LARGE} and a head", read + rest.len());
+    assert!(read + rest.len() > PIECES, "{} bytes came of {PIECES} and a head", read + rest.len());
     assert_eq!(later.answer().await, "quick");
 }
 
