@@ -135,8 +135,11 @@ impl Node {
             }
         });
         let serve = |routes| Served::new(routes, &runtime);
-        let (external, internal) = (serve(http::external(context.clone())), serve(http::internal(context)));
-        let open = serve(http::external(open));
+        let routes = {
+            let _inside = runtime.enter();
+            [http::external(context.clone()), http::internal(context), http::external(open)]
+        };
+        let [external, internal, open] = routes.map(serve);
         let first = handle.snapshot().status;
         Node { engine: handle, first, external, open, internal, runtime }
     }

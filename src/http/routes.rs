@@ -30,7 +30,7 @@ mod probes;
 
 pub(super) use communicator::CommunicatorError;
 
-/// The routes of the external server, which the control plane uses.
+/// The routes of the external server, which the control plane uses. To be called in the runtime that serves them.
 pub fn external(context: Context) -> BoxedFilter<(Response,)> {
     use Access::{Anyone, Token};
     const SPEC: usize = limits::HTTP_CONFIGURE_BYTES;

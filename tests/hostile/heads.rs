@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use compute_ctl::limits;
 
 use crate::support::node::{COMPUTE_ID, Place, http, token};
-use crate::{MIB, Siege, code, connect, post, rest};
+use crate::{MIB, Siege, code, post, rest};
 
 fn get(path: &str, more: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n").into_bytes()
